@@ -1,0 +1,57 @@
+# Everything runs in .venv, which the first target makes from requirements.lock.
+PYTHON ?= python3
+BIN := .venv/bin
+# An editable install that type checkers can follow links each file, so a new file needs a new install.
+SOURCES := $(shell find platform -name '*.py' | LC_ALL=C sort)
+INSTALLED := .venv/installed-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
+TESTS ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo replay test lint check format lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(INSTALLED) ## an evening on a small platform (DATABASE=url, else a temporary SQLite file)
+	@$(BIN)/points-platform demo $(if $(DATABASE),--database '$(DATABASE)')
+
+replay: $(INSTALLED) ## points auctions from a record of bids: BIDS=file.csv [DATABASE=url] [WORKERS=n]
+	@$(if $(BIDS),,$(error BIDS is missing: make replay BIDS=path/to/auction-bids.csv [DATABASE=url] [WORKERS=n]))
+	@$(BIN)/python examples/auction_replay.py '$(BIDS)' $(if $(DATABASE),--database '$(DATABASE)') $(if $(WORKERS),--workers '$(WORKERS)')
+
+test: $(INSTALLED) ## the test suite with coverage, on SQLite and on a PostgreSQL that it starts (TESTS=path narrows it)
+	@$(BIN)/python -m pytest $(if $(filter tests,$(TESTS)),--cov --cov-report=term-missing) $(TESTS)
+
+lint: $(INSTALLED) ## formatting, lint, strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy platform
+	$(BIN)/mypy tests examples
+
+check: lint test ## lint, and the test suite (which also enforces the direction of imports)
+
+format: $(INSTALLED) ## rewrite the formatting, and what lint can mend by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: .venv/created ## resolve requirements.lock anew (hashes, no addresses)
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-header \
+	  --extra cli --group dev --python-version 3.11 --output-file requirements.lock pyproject.toml
+
+clean: ## remove the environment and everything that was built
+	rm -rf .venv build platform/*.egg-info *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.venv/created:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/locked: .venv/created requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(INSTALLED): .venv/locked pyproject.toml
+	@rm -rf build .venv/installed-*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --config-settings editable_mode=strict --editable .
+	@touch $@

@@ -1,0 +1,215 @@
+"""The values that everything else is made of: points, identifiers, codes, metadata, time.
+
+A check takes the name of a field and what was given for it, and returns the value in its plain
+form, or raises ``InvalidRequestError``. ``Points``, ``Identifier`` and so on are the same checks as
+types: a field of a ``Checked`` dataclass that is declared with one is checked on construction.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+
+import uuid_utils
+
+from .errors import InvalidRequestError
+
+# The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6).
+MAX_POINTS = 2**53 - 1
+MAX_ID_LENGTH = 128
+MAX_METADATA_BYTES = 16 * 1024
+MAX_METADATA_DEPTH = 32
+MAX_PAGE = 1000
+
+Check = Callable[[str, Any], Any]
+
+
+def now() -> datetime:
+    """The current time, aware, in UTC, with microseconds."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """A new UUIDv7 (RFC 9562) as a string: sortable by time of creation."""
+    return str(uuid_utils.uuid7())
+
+
+def check_points(field: str, value: Any) -> int:
+    """A whole number of points from 1 to 2**53 - 1; a ``bool`` or ``float`` is none."""
+    if type(value) is not int or not 1 <= value <= MAX_POINTS:
+        raise InvalidRequestError(
+            field=field, value=value, expected=f"a whole number (int) of points from 1 to {MAX_POINTS}"
+        )
+    return value
+
+
+def check_identifier(field: str, value: Any) -> str:
+    """A string of 1 to 128 printable characters (``str.isprintable``)."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID_LENGTH or not value.isprintable():
+        raise InvalidRequestError(
+            field=field, value=value, expected=f"a string of 1 to {MAX_ID_LENGTH} printable characters"
+        )
+    return str.__str__(value)
+
+
+def _code(pattern: str) -> Check:
+    matches = re.compile(pattern).fullmatch
+
+    def check(field: str, value: Any) -> str:
+        if not isinstance(value, str) or not matches(value):
+            raise InvalidRequestError(field=field, value=value, expected=f"a code like {pattern}")
+        return str.__str__(value)
+
+    return check
+
+
+check_reason = _code("[a-z][a-z0-9_]{0,63}")
+check_code = _code("[a-z][a-z0-9_]{0,31}")
+
+
+def check_time(field: str, value: Any) -> datetime:
+    """An aware ``datetime``, in any UTC offset; returned in UTC."""
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise InvalidRequestError(field=field, value=value, expected="a datetime with a UTC offset")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidRequestError(field=field, value=value, expected="a time between the years 1 and 9999") from None
+
+
+def check_metadata(field: str, value: Any) -> dict[str, Any] | None:
+    """A JSON object of at most 16 KiB (canonical, UTF-8) and depth 32, or ``None``; a deep copy."""
+    if value is None:
+        return None
+    text = canonical_json(value, field)
+    copy: dict[str, Any] = json.loads(text)
+    return copy
+
+
+def canonical_json(value: Any, field: str = "metadata") -> str:
+    """The one text of a JSON object: keys sorted by code point, no white space, not escaped to ASCII.
+
+    Raises ``InvalidRequestError`` for what is no JSON object, would not survive a round trip, is
+    nested deeper than 32 levels, or takes more than 16 KiB.
+    """
+    expected = f"a JSON object of at most {MAX_METADATA_BYTES} bytes and {MAX_METADATA_DEPTH} levels, without NaN"
+    try:
+        _check_json(value)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+        if isinstance(value, dict) and len(text.encode()) <= MAX_METADATA_BYTES:
+            return text
+    except (TypeError, ValueError):
+        pass
+    raise InvalidRequestError(field=field, value=value, expected=expected)
+
+
+def _check_json(root: Any) -> None:
+    """Refuse what ``json`` would quietly rewrite (other keys than strings, tuples) or take for ever over."""
+    pending, budget = [(root, MAX_METADATA_DEPTH)], MAX_METADATA_BYTES
+    while pending:
+        value, depth = pending.pop()
+        if isinstance(value, dict | list):
+            budget -= len(value)  # a member takes at least a byte, so a larger structure cannot fit
+            if depth == 0 or budget < 0 or not (isinstance(value, list) or all(isinstance(key, str) for key in value)):
+                raise ValueError
+            pending += [(member, depth - 1) for member in (value.values() if isinstance(value, dict) else value)]
+        elif not isinstance(value, str | int | float | None):
+            raise TypeError
+
+
+def optional(check: Check) -> Check:
+    """The same check for a field that may be ``None``."""
+    return lambda field, value: None if value is None else check(field, value)
+
+
+Points = Annotated[int, check_points]
+Identifier = Annotated[str, check_identifier]
+Reason = Annotated[str, check_reason]
+Code = Annotated[str, check_code]
+OptionalCode = Annotated[str | None, optional(check_code)]
+Metadata = Annotated[dict[str, Any] | None, check_metadata]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A frozen dataclass whose fields are checked and brought to their plain form on construction."""
+
+    def __post_init__(self) -> None:
+        for name, check in checks_of(type(self)):
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+
+
+class HasMetadata:
+    """Carries metadata as canonical JSON text, so that the value stays immutable."""
+
+    __slots__ = ()
+    metadata_json: str | None
+
+    @property
+    def metadata(self) -> dict[str, Any] | None:
+        """The metadata of the request, a fresh copy each time."""
+        parsed: dict[str, Any] | None = None if self.metadata_json is None else json.loads(self.metadata_json)
+        return parsed
+
+
+@cache
+def checks_of(cls: Any) -> tuple[tuple[str, Check], ...]:
+    """The checked fields of a class in the order of declaration, each with its check."""
+
+    def declared() -> Iterator[tuple[str, Check]]:
+        for name, hint in get_type_hints(cls, include_extras=True).items():
+            for check in getattr(hint, "__metadata__", ()):
+                yield name, check
+
+    return tuple(declared())
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page(Generic[T]):
+    """A part of a list. ``next`` is the cursor to give as ``after`` for what follows, ``None`` at the end."""
+
+    items: tuple[T, ...]
+    next: str | None
+
+
+def check_limit(field: str, value: Any) -> int:
+    """The size of a page: 1 to 1000."""
+    if type(value) is not int or not 1 <= value <= MAX_PAGE:
+        raise InvalidRequestError(field=field, value=value, expected=f"a whole number from 1 to {MAX_PAGE}")
+    return value
+
+
+def encode_cursor(*parts: str | int | datetime) -> str:
+    """An opaque text for the place where a page ended."""
+    plain = [part.isoformat() if isinstance(part, datetime) else part for part in parts]
+    return base64.urlsafe_b64encode(json.dumps(plain).encode()).decode().rstrip("=")
+
+
+def decode_cursor(field: str, value: Any, *kinds: type) -> list[Any]:
+    """The parts of a cursor that ``encode_cursor`` made, each of the kind asked for.
+
+    Raises ``InvalidRequestError`` for anything else.
+    """
+    try:
+        parts = json.loads(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)))
+        return [_READ_PART[kind](field, part) for kind, part in zip(kinds, parts, strict=True)]
+    except (TypeError, ValueError, RecursionError, InvalidRequestError):
+        raise InvalidRequestError(field=field, value=value, expected="a cursor that an earlier page returned") from None
+
+
+def _read_number(field: str, value: Any) -> int:
+    return 0 if type(value) is int and value == 0 else check_points(field, value)
+
+
+_READ_PART: dict[type, Check] = {
+    str: check_identifier,
+    int: _read_number,
+    datetime: lambda field, value: check_time(field, datetime.fromisoformat(value)),
+}

@@ -1,0 +1,177 @@
+"""The ledger's tables, and the values that are read from them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import DDL, CheckConstraint, Column, Index, Table, Text, UniqueConstraint, event
+from sqlmodel import Field
+
+from ..core.models import Base, UtcDateTime, column, points, text
+from ..core.values import MAX_ID_LENGTH, HasMetadata
+from .accounts import Account, Movement
+
+UUID_LENGTH = 36
+OWNER_LENGTH = MAX_ID_LENGTH + len("platform:")
+
+
+class LedgerTransactionRow(Base, table=True):
+    __tablename__ = "ledger_transactions"
+    __table_args__ = (
+        UniqueConstraint("owner_id", "operation", "idempotency_key", name="ledger_transactions_idempotency_key"),
+    )
+    transaction_id: str = column("transaction_id", text(UUID_LENGTH), key=True)
+    owner_id: str = column("owner_id", text(OWNER_LENGTH), key=True)
+    operation: str = column("operation", text(32))
+    idempotency_key: str = column("idempotency_key", text(MAX_ID_LENGTH))
+    request_id: str = column("request_id", text(MAX_ID_LENGTH))
+    reason: str = column("reason", text(64))
+    currency: str = column("currency", text(32))
+    escrow_id: str | None = column("escrow_id", text(UUID_LENGTH), null=True)
+    queue_item_id: str | None = column("queue_item_id", text(MAX_ID_LENGTH), null=True)
+    feature_type: str | None = column("feature_type", text(32), null=True)
+    model_id: str | None = column("model_id", text(MAX_ID_LENGTH), null=True)
+    authorization_id: str | None = column("authorization_id", text(MAX_ID_LENGTH), null=True)
+    metadata_json: str | None = Field(sa_column=Column("metadata", Text(), key="metadata_json"))
+    occurred_at: datetime = column("occurred_at", UtcDateTime())
+
+
+class LedgerEntryRow(Base, table=True):
+    __tablename__ = "ledger_entries"
+    __table_args__ = (
+        CheckConstraint("amount <> 0", name="ledger_entries_amount"),
+        CheckConstraint(
+            "(balance_before IS NULL AND balance_after IS NULL AND wallet_version IS NULL) OR "
+            "(balance_before >= 0 AND balance_after >= 0 AND balance_after = balance_before + amount "
+            "AND wallet_version >= 1)",
+            name="ledger_entries_balance",
+        ),
+        Index("ledger_entries_account", "account_id", "currency", "bucket", "posted_at", "wallet_version"),
+    )
+    transaction_id: str = column("transaction_id", text(UUID_LENGTH), key=True)
+    account_id: str = column("account_id", text(OWNER_LENGTH), key=True)
+    bucket: str = column("bucket", text(32), key=True)
+    owner_id: str = column("owner_id", text(OWNER_LENGTH))
+    currency: str = column("currency", text(32))
+    amount: int = points("amount")
+    balance_before: int | None = points("balance_before", null=True)
+    balance_after: int | None = points("balance_after", null=True)
+    wallet_version: int | None = points("wallet_version", null=True)
+    posted_at: datetime = column("posted_at", UtcDateTime())
+
+
+TRANSACTIONS: Table = LedgerTransactionRow.__table__  # type: ignore[attr-defined]
+ENTRIES: Table = LedgerEntryRow.__table__  # type: ignore[attr-defined]
+
+
+def _make_append_only(table: Table) -> None:
+    """Refuse UPDATE, DELETE and TRUNCATE in the database itself, on both engines."""
+    refused = f"{table.name} is append-only"
+    for action in ("UPDATE", "DELETE"):
+        trigger = f"CREATE TRIGGER {table.name}_no_{action.lower()} BEFORE {action} ON {table.name} "
+        _after_create(table, "sqlite", trigger + f"BEGIN SELECT RAISE(ABORT, '{refused}'); END")
+    function = f"{table.name}_append_only"
+    _after_create(
+        table,
+        "postgresql",
+        f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{refused}' USING ERRCODE = 'restrict_violation'; END $$",
+        f"CREATE TRIGGER {function} BEFORE UPDATE OR DELETE OR TRUNCATE ON {table.name} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
+    )
+
+
+def _after_create(table: Table, dialect: str, *statements: str) -> None:
+    for statement in statements:
+        ddl = DDL(statement)  # type: ignore[no-untyped-call]
+        event.listen(table, "after_create", ddl.execute_if(dialect=dialect))
+
+
+for _table in (TRANSACTIONS, ENTRIES):
+    _make_append_only(_table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransactionHeader(HasMetadata):
+    """What an operation was: everything of a transaction but its entries.
+
+    ``owner_id`` is whose operation it is, ``authorization_id`` the ``jti`` of the queue's token.
+    """
+
+    transaction_id: str
+    owner_id: str
+    operation: str
+    idempotency_key: str
+    request_id: str
+    reason: str
+    currency: str
+    occurred_at: datetime
+    escrow_id: str | None = None
+    queue_item_id: str | None = None
+    feature_type: str | None = None
+    model_id: str | None = None
+    authorization_id: str | None = None
+    metadata_json: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransactionDraft(TransactionHeader):
+    """A transaction that is decided but not written: movements instead of entries."""
+
+    movements: tuple[Movement, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry:
+    """What a transaction did to one account, in minor units.
+
+    Balances and the wallet's version are ``None`` for the platform's accounts, which have no balance row.
+    """
+
+    account_id: str
+    bucket: str
+    amount: int
+    balance_before: int | None
+    balance_after: int | None
+    wallet_version: int | None
+    posted_at: datetime
+
+    @property
+    def account(self) -> tuple[str, str]:
+        return self.account_id, self.bucket
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerTransaction(TransactionHeader):
+    """The one record of one operation; its entries sum to zero."""
+
+    entries: tuple[LedgerEntry, ...]
+
+    def entry(self, account: Account) -> LedgerEntry:
+        """The entry on that account. Raises ``KeyError`` if the transaction did not touch it."""
+        for entry in self.entries:
+            if entry.account == account:
+                return entry
+        raise KeyError(account)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatementLine(LedgerEntry):
+    """An entry of a statement, with what its transaction was."""
+
+    transaction_id: str
+    operation: str
+    reason: str
+    currency: str
+    request_id: str
+    idempotency_key: str
+    escrow_id: str | None
+    queue_item_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalletState:
+    """A wallet as a write left it: what an entry on it needs to know."""
+
+    balances: dict[str, int]
+    version: int
+    posted_at: datetime

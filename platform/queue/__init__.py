@@ -1,0 +1,6 @@
+"""The performance queue's authorizations: what may become of a hold, signed."""
+
+from .models import AuthorizationKey
+from .service import AuthorizationVerifier, QueueAuthorizer
+
+__all__ = ["AuthorizationKey", "AuthorizationVerifier", "QueueAuthorizer"]

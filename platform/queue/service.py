@@ -1,0 +1,276 @@
+"""The queue's side: sign what has been decided, and verify that a token says exactly that."""
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import jwt
+
+from ..core.errors import InvalidAuthorizationError, InvalidRequestError
+from ..core.values import check_identifier, checks_of, new_id, now
+from ..wallets.authorization import (
+    QueueAuthorization,
+    QueuePartialSettlementAuthorization,
+    QueueRefundAuthorization,
+    QueueSettlementAuthorization,
+    action_fields,
+)
+from .models import AuthorizationKey, KeyMaterial
+
+A = TypeVar("A", bound=QueueAuthorization)
+
+ISSUER = "performance-queue"
+AUDIENCE = "points-platform-wallets"
+FIVE_MINUTES = timedelta(minutes=5)
+LONGEST = timedelta(days=365)
+MAX_TOKEN_LENGTH = 8192
+# RFC 7515, section 7.1: three base64url parts, without the padding that a lenient reader would accept.
+COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+TIMES = ("iat", "nbf", "exp")
+REGISTERED = ("iss", "aud", "sub", "jti", *TIMES)
+LAST_SECOND = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
+
+# What PyJWT raises, the more special first.
+CAUSES: dict[type[Exception], str] = {
+    jwt.ExpiredSignatureError: "expired",
+    jwt.ImmatureSignatureError: "not_yet_valid",
+    jwt.InvalidIssuerError: "issuer",
+    jwt.InvalidAudienceError: "audience",
+    jwt.MissingRequiredClaimError: "claim_missing",
+    jwt.InvalidAlgorithmError: "algorithm",
+    jwt.InvalidSignatureError: "signature",
+    jwt.PyJWTError: "malformed",
+}
+
+
+class AuthorizationVerifier:
+    """Verifies authorizations with any of several keys, so that an old and a new one are valid side by side.
+
+    Where the queue signs with EdDSA or ES256, public keys are enough. ``leeway`` is how far the two
+    clocks may differ. Raises ``InvalidRequestError`` for keys that are too short, of another kind, or
+    share a ``kid``.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[AuthorizationKey | KeyMaterial],
+        *,
+        leeway: timedelta = timedelta(0),
+        issuer: str = ISSUER,
+        audience: str = AUDIENCE,
+    ) -> None:
+        if not isinstance(leeway, timedelta) or leeway < timedelta(0):
+            raise InvalidRequestError(field="leeway", value=leeway, expected="a timedelta from 0")
+        self._leeway = leeway
+        self._issuer = check_identifier("issuer", issuer)
+        self._audience = check_identifier("audience", audience)
+        self._keys: dict[str, AuthorizationKey] = {}
+        for key in map(_key, [keys] if isinstance(keys, str | bytes) else keys):
+            if key.kid in self._keys:
+                raise InvalidRequestError(field="kid", value=key.kid, expected="another one for each key")
+            self._keys[key.kid] = key
+        if not self._keys:
+            raise InvalidRequestError(field="keys", value=(), expected="at least one key")
+
+    def verify(self, authorization: object, kind: type[QueueAuthorization], action: Mapping[str, Any]) -> str:
+        """The authorization's id (the token's ``jti``), if it permits exactly this action now.
+
+        Raises ``InvalidAuthorizationError`` whose cause is the first of: ``missing``, ``claim_mismatch``
+        (an authorization for another action), ``malformed``, ``unknown_key``, ``algorithm``,
+        ``signature``, ``claim_missing``, ``not_yet_valid``, ``expired``, ``issuer``, ``audience``,
+        ``claim_mismatch``, ``envelope_mismatch``.
+        """
+        if authorization is None:
+            raise InvalidAuthorizationError(cause="missing")
+        if type(authorization) is not kind:
+            raise InvalidAuthorizationError(cause="claim_mismatch", claim="action")
+        claims = self._claims(authorization.token, kind)
+        _check_action(claims, _as_claims(kind, action), "claim_mismatch")
+        _check_envelope(claims, authorization)
+        authorization_id: str = claims["jti"]
+        return authorization_id
+
+    def _claims(self, token: object, kind: type[QueueAuthorization]) -> dict[str, Any]:
+        """What the token says, if one of our keys has signed it and it is valid now."""
+        if token is None or token == "":
+            raise InvalidAuthorizationError(cause="missing")
+        if not isinstance(token, str) or len(token) > MAX_TOKEN_LENGTH or not COMPACT.fullmatch(token):
+            raise InvalidAuthorizationError(cause="malformed")
+        required = _as_claims(kind, dict.fromkeys(action_fields(kind)))
+        try:
+            key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
+            if key is None:
+                raise InvalidAuthorizationError(cause="unknown_key")
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key.verifying,
+                algorithms=[key.algorithm],
+                leeway=self._leeway,
+                issuer=self._issuer,
+                audience=self._audience,
+                options={"require": [*REGISTERED, *required], "strict_aud": True},
+            )
+        except jwt.PyJWTError as error:
+            raise _refused(error) from error
+        _check_forms(claims)
+        return claims
+
+
+class QueueAuthorizer(AuthorizationVerifier):
+    """Signs authorizations with one key, and verifies them with it and those of ``also_accept``.
+
+    ``key`` is a secret of at least 32 bytes (HS256), or an Ed25519 (EdDSA) or P-256 (ES256) private key.
+    Raises ``InvalidRequestError`` for any other, and for a public key, which cannot sign.
+    """
+
+    def __init__(
+        self,
+        key: AuthorizationKey | KeyMaterial,
+        also_accept: Iterable[AuthorizationKey | KeyMaterial] = (),
+        *,
+        leeway: timedelta = timedelta(0),
+        issuer: str = ISSUER,
+        audience: str = AUDIENCE,
+    ) -> None:
+        self._key = _key(key)
+        if self._key.signing is None:
+            raise InvalidRequestError(field="key", value="a public key", expected="a key that can sign")
+        super().__init__([self._key, *also_accept], leeway=leeway, issuer=issuer, audience=audience)
+
+    def authorize_settlement(
+        self,
+        *,
+        queue_item_id: str,
+        escrow_id: str,
+        user_id: str,
+        model_id: str,
+        amount: int,
+        reason: str,
+        expires_in: timedelta = FIVE_MINUTES,
+    ) -> QueueSettlementAuthorization:
+        """Permit giving all of a hold to the model. Raises ``InvalidRequestError``."""
+        return self._sign(
+            QueueSettlementAuthorization,
+            expires_in,
+            queue_item_id=queue_item_id,
+            escrow_id=escrow_id,
+            user_id=user_id,
+            model_id=model_id,
+            amount=amount,
+            reason=reason,
+        )
+
+    def authorize_refund(
+        self,
+        *,
+        queue_item_id: str,
+        escrow_id: str,
+        user_id: str,
+        amount: int,
+        reason: str,
+        expires_in: timedelta = FIVE_MINUTES,
+    ) -> QueueRefundAuthorization:
+        """Permit giving all of a hold back to its user. Raises ``InvalidRequestError``."""
+        return self._sign(
+            QueueRefundAuthorization,
+            expires_in,
+            queue_item_id=queue_item_id,
+            escrow_id=escrow_id,
+            user_id=user_id,
+            amount=amount,
+            reason=reason,
+        )
+
+    def authorize_partial_settlement(
+        self,
+        *,
+        queue_item_id: str,
+        escrow_id: str,
+        user_id: str,
+        model_id: str,
+        refund_amount: int,
+        settle_amount: int,
+        reason: str,
+        expires_in: timedelta = FIVE_MINUTES,
+    ) -> QueuePartialSettlementAuthorization:
+        """Permit one split of a hold. Raises ``InvalidRequestError``."""
+        return self._sign(
+            QueuePartialSettlementAuthorization,
+            expires_in,
+            queue_item_id=queue_item_id,
+            escrow_id=escrow_id,
+            user_id=user_id,
+            model_id=model_id,
+            refund_amount=refund_amount,
+            settle_amount=settle_amount,
+            reason=reason,
+        )
+
+    def _sign(self, kind: type[A], expires_in: timedelta, **given: Any) -> A:
+        action = {name: check(name, given[name]) for name, check in checks_of(kind)}
+        if not isinstance(expires_in, timedelta) or not timedelta(seconds=1) <= expires_in <= LONGEST:
+            raise InvalidRequestError(
+                field="expires_in", value=expires_in, expected="a timedelta of 1 second to 365 days"
+            )
+        issued = int(now().timestamp())
+        expires = issued + int(expires_in.total_seconds())
+        claims = {
+            **_as_claims(kind, action),
+            "iss": self._issuer,
+            "aud": self._audience,
+            "jti": new_id(),
+            "iat": issued,
+            "nbf": issued,
+            "exp": expires,
+        }
+        token = jwt.encode(claims, self._key.signing, algorithm=self._key.algorithm, headers={"kid": self._key.kid})
+        return kind(token=token, issued_at=_time(issued), expires_at=_time(expires), **action)
+
+
+def _key(key: AuthorizationKey | KeyMaterial) -> AuthorizationKey:
+    return key if isinstance(key, AuthorizationKey) else AuthorizationKey.of(key)
+
+
+def _as_claims(kind: type[QueueAuthorization], action: Mapping[str, Any]) -> dict[str, Any]:
+    """The action as a token has it: the queue item is what it speaks of, the subject."""
+    names = {name: "sub" if name == "queue_item_id" else name for name in action_fields(kind)}
+    return {"action": kind.action} | {claim: action[name] for name, claim in names.items()}
+
+
+def _check_forms(claims: Mapping[str, Any]) -> None:
+    """The forms that PyJWT is lenient about: whole seconds, and an id that can be recorded."""
+    for name in TIMES:
+        if type(claims[name]) is not int or not 0 <= claims[name] <= LAST_SECOND:
+            raise InvalidAuthorizationError(cause="malformed", claim=name)
+    try:
+        check_identifier("jti", claims["jti"])
+    except InvalidRequestError:
+        raise InvalidAuthorizationError(cause="malformed", claim="jti") from None
+
+
+def _check_action(claims: Mapping[str, Any], expected: Mapping[str, Any], cause: str) -> None:
+    for name, value in expected.items():
+        claim = claims[name]
+        # By type too: True equals 1, and 1.0 does, but neither is an amount.
+        if type(claim) is not (str if isinstance(value, str) else type(value)) or claim != value:
+            raise InvalidAuthorizationError(cause=cause, claim=name)
+
+
+def _check_envelope(claims: Mapping[str, Any], authorization: QueueAuthorization) -> None:
+    """What is written on the envelope must be what is in it."""
+    written = {name: getattr(authorization, name) for name in action_fields(type(authorization))}
+    _check_action(claims, _as_claims(type(authorization), written), "envelope_mismatch")
+    for claim, written_time in (("iat", authorization.issued_at), ("exp", authorization.expires_at)):
+        if written_time != _time(claims[claim]):
+            raise InvalidAuthorizationError(cause="envelope_mismatch", claim=claim)
+
+
+def _time(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _refused(error: jwt.PyJWTError) -> InvalidAuthorizationError:
+    cause = next(cause for kind, cause in CAUSES.items() if isinstance(error, kind))
+    claim = getattr(error, "claim", None)
+    return InvalidAuthorizationError(cause=cause, claim=claim) if claim else InvalidAuthorizationError(cause=cause)

@@ -1,0 +1,74 @@
+"""The permission that the wallets need for every settlement and refund, and who grants it.
+
+An authorization is the queue's signed token in an envelope of readable fields. It checks nothing when
+it is built: the verifier judges it, and what counts is what the token says. The types of its fields
+say what the queue checks before it signs.
+"""
+
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, ClassVar, Protocol
+
+from ..core.values import Identifier, Points, Reason, checks_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueAuthorization:
+    """What every authorization has. Times are whole seconds, as in the token."""
+
+    action: ClassVar[str]
+    token: str
+    queue_item_id: Identifier
+    escrow_id: Identifier
+    user_id: Identifier
+    reason: Reason
+    issued_at: datetime
+    expires_at: datetime
+
+    def __repr__(self) -> str:
+        """Without the token: a permission must not end in a log."""
+        shown = (f"{f.name}={getattr(self, f.name, None)!r}" for f in fields(self) if f.name != "token")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class QueueSettlementAuthorization(QueueAuthorization):
+    """Permits giving all of one hold to one model."""
+
+    action: ClassVar[str] = "settle"
+    model_id: Identifier
+    amount: Points
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class QueueRefundAuthorization(QueueAuthorization):
+    """Permits giving all of one hold back."""
+
+    action: ClassVar[str] = "refund"
+    amount: Points
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class QueuePartialSettlementAuthorization(QueueAuthorization):
+    """Permits one split of one hold."""
+
+    action: ClassVar[str] = "partial_settle"
+    model_id: Identifier
+    refund_amount: Points
+    settle_amount: Points
+
+
+def action_fields(kind: type[QueueAuthorization]) -> tuple[str, ...]:
+    """The fields that say what is permitted: those of the authorization that its request has too."""
+    return tuple(name for name, _ in checks_of(kind))
+
+
+class Authorizer(Protocol):
+    """Who can tell whether an authorization is genuine."""
+
+    def verify(self, authorization: object, kind: type[QueueAuthorization], action: dict[str, Any]) -> str:
+        """The authorization's id, if it is of that kind and permits exactly this action now.
+
+        ``action`` has the values of ``action_fields(kind)``. Raises ``InvalidAuthorizationError``.
+        """
+        ...

