@@ -8,11 +8,11 @@ types: a field of a ``Checked`` dataclass that is declared with one is checked o
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, cast, get_type_hints
 
 import uuid_utils
 
@@ -156,16 +156,15 @@ class HasMetadata:
         return parsed
 
 
-@cache
-def checks_of(cls: Any) -> tuple[tuple[str, Check], ...]:
+def checks_of(cls: type) -> tuple[tuple[str, Check], ...]:
     """The checked fields of a class in the order of declaration, each with its check."""
+    return _declared_checks(cast(Hashable, cls))
 
-    def declared() -> Iterator[tuple[str, Check]]:
-        for name, hint in get_type_hints(cls, include_extras=True).items():
-            for check in getattr(hint, "__metadata__", ()):
-                yield name, check
 
-    return tuple(declared())
+@cache
+def _declared_checks(cls: type) -> tuple[tuple[str, Check], ...]:
+    hints = get_type_hints(cls, include_extras=True)
+    return tuple((name, check) for name, hint in hints.items() for check in getattr(hint, "__metadata__", ()))
 
 
 T = TypeVar("T")

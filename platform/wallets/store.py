@@ -173,8 +173,14 @@ def _change_wallet(
         ),
     }
     if version is None and min(gains.values()) >= 0:
-        first: dict[str, Any] = {**key, **gains, "version": 1, "created_at": at, "updated_at": at}
-        statement = _INSERT[connection.dialect.name](table).values({str(name): value for name, value in first.items()})
+        first = {
+            **key,
+            **{bucket.value: gain for bucket, gain in gains.items()},
+            "version": 1,
+            "created_at": at,
+            "updated_at": at,
+        }
+        statement = _INSERT[connection.dialect.name](table).values(first)
         statement = statement.on_conflict_do_update(
             index_elements=[table.c[name] for name in key],
             set_={column.name: value for column, value in changes.items()},
