@@ -45,6 +45,7 @@ SQLITE_PRAGMAS = (
 )
 READ_ONLY = "points_platform_read_only"
 JOINED_ATTEMPTS = 2
+MAX_DOUBLINGS = 10
 
 
 class Stale(Exception):  # noqa: N818 - a state of affairs, not a mistake
@@ -61,7 +62,7 @@ class Retry:
     def pause(self, retry: int) -> None:
         """Wait before the given retry: the first comes at once, later ones with full jitter."""
         if retry > 1:
-            time.sleep(random.uniform(0, self.backoff * 2 ** (retry - 2)))  # noqa: S311 - jitter is no secret
+            time.sleep(random.uniform(0, self.backoff * 2 ** min(retry - 2, MAX_DOUBLINGS)))  # noqa: S311 - jitter is no secret
 
 
 class Database:

@@ -131,6 +131,8 @@ class SchemaVersionError(WalletError):
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
+_repr.maxlevel = 2
+MAX_SHOWN = 120
 
 
 def _shown(name: str, value: object) -> str:
@@ -138,6 +140,7 @@ def _shown(name: str, value: object) -> str:
     if name != "value":
         return ", ".join(value) if isinstance(value, tuple) else str(value)
     try:
-        return _repr.repr(value)
+        text = _repr.repr(value)
+        return (text if text.isprintable() else ascii(text))[:MAX_SHOWN]
     except Exception:  # a hostile __repr__, or an int with more digits than Python prints
         return f"<{type(value).__name__}>"

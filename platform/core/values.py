@@ -49,20 +49,27 @@ def check_points(field: str, value: Any) -> int:
 
 def check_identifier(field: str, value: Any) -> str:
     """A string of 1 to 128 printable characters (``str.isprintable``)."""
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID_LENGTH or not value.isprintable():
+    text = _plain_string(value)
+    if text is None or not 1 <= len(text) <= MAX_ID_LENGTH or not text.isprintable():
         raise InvalidRequestError(
             field=field, value=value, expected=f"a string of 1 to {MAX_ID_LENGTH} printable characters"
         )
-    return str.__str__(value)
+    return text
+
+
+def _plain_string(value: Any) -> str | None:
+    """The characters of a string, whatever a subclass of ``str`` says of them: of an enumeration its value."""
+    return str.__str__(value) if isinstance(value, str) else None
 
 
 def _code(pattern: str) -> Check:
     matches = re.compile(pattern).fullmatch
 
     def check(field: str, value: Any) -> str:
-        if not isinstance(value, str) or not matches(value):
+        text = _plain_string(value)
+        if text is None or not matches(text):
             raise InvalidRequestError(field=field, value=value, expected=f"a code like {pattern}")
-        return str.__str__(value)
+        return text
 
     return check
 
@@ -102,8 +109,8 @@ def canonical_json(value: Any, field: str = "metadata") -> str:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
         if isinstance(value, dict) and len(text.encode()) <= MAX_METADATA_BYTES:
             return text
-    except (TypeError, ValueError):
-        pass
+    except Exception as error:  # whatever a hostile subclass of dict or list may raise
+        raise InvalidRequestError(field=field, value=value, expected=expected) from error
     raise InvalidRequestError(field=field, value=value, expected=expected)
 
 

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 from inspect import iscoroutinefunction
+from types import BuiltinMethodType, MethodType
 from typing import Any
 
 from blinker import Namespace, Signal
@@ -26,6 +27,8 @@ class EventBus:
     def __init__(self) -> None:
         signals = Namespace()
         self._signals: dict[str, Signal] = {name: signals.signal(name) for name in EVENT_TYPES}
+        # A bound method is a new object at each access, and blinker tells some of them apart.
+        self._held: dict[tuple[str, int, object], Receiver] = {}
         self._lock = threading.Lock()
         self._failures = 0
 
@@ -45,7 +48,8 @@ class EventBus:
                 field="receiver", value=receiver, expected="a plain callable that takes the event"
             )
         with self._lock:
-            self._signal(event_type).connect(receiver, weak=False)
+            signal = self._signal(event_type)
+            signal.connect(self._held.setdefault((event_type, *_identity(receiver)), receiver), weak=False)
 
     def unsubscribe(self, event_type: str, receiver: Receiver) -> None:
         """Stop calling the receiver; one that was never subscribed is no error.
@@ -53,7 +57,8 @@ class EventBus:
         Raises ``InvalidRequestError`` for an unknown type.
         """
         with self._lock:
-            self._signal(event_type).disconnect(receiver)
+            signal = self._signal(event_type)
+            signal.disconnect(self._held.pop((event_type, *_identity(receiver)), receiver))
 
     def publish(self, event: WalletEvent) -> None:
         """Deliver the event. Raises ``InvalidRequestError`` for an unknown type, nothing of a receiver's."""
@@ -76,6 +81,14 @@ class EventBus:
         if not isinstance(event_type, str) or event_type not in self._signals:
             raise InvalidRequestError(field="event_type", value=event_type, expected=f"one of {', '.join(EVENT_TYPES)}")
         return self._signals[event_type]
+
+
+def _identity(receiver: Receiver) -> tuple[int, object]:
+    """What makes two receivers the same: the object, or the object and its method."""
+    owner = getattr(receiver, "__self__", None)
+    if isinstance(receiver, MethodType | BuiltinMethodType) and owner is not None:
+        return id(owner), receiver.__name__
+    return id(receiver), None
 
 
 def _name(receiver: Receiver) -> str:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     select,
     tuple_,
     union_all,
@@ -132,9 +133,9 @@ def _direction(columns: Iterable[Any], newest: bool) -> list[Any]:
     return [column.desc() if newest else column.asc() for column in columns]
 
 
-def exact_sum(column: Any) -> tuple[Any, Any]:
-    """The sum of a column in two halves: SQLite's SUM of the whole would overflow at 2**63."""
-    return func.sum(column.op(">>")(32)), func.sum(column.op("&")(0xFFFFFFFF))
+def exact_sum(amount: Any) -> tuple[Any, Any]:
+    """The sum of an expression in two halves: SQLite's SUM of the whole would overflow at 2**63."""
+    return func.sum(amount.op(">>")(literal_column("32"))), func.sum(amount.op("&")(literal_column("4294967295")))
 
 
 def exact(high: Any, low: Any) -> int:

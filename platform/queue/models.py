@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from jwt import get_algorithm_by_name
+from jwt import InvalidKeyError, get_algorithm_by_name
+from jwt.algorithms import HMACAlgorithm
 
 from ..core.errors import InvalidRequestError
 from ..core.values import check_identifier
@@ -72,6 +73,11 @@ def _halves(material: object) -> tuple[str, Any, Any]:
     if isinstance(material, bytes):
         if len(material) < MIN_SECRET_BYTES:
             raise _refused(f"a secret of {len(material)} bytes")
+        try:
+            HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(material)
+        except InvalidKeyError:
+            # Everybody may know a public key, so whoever took one for a secret would accept anybody's tokens.
+            raise _refused("an asymmetric key in a form that is not read") from None
         return "HS256", material, material
     private = isinstance(material, PrivateKey)
     public = material.public_key() if isinstance(material, PrivateKey) else material

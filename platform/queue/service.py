@@ -24,7 +24,7 @@ ISSUER = "performance-queue"
 AUDIENCE = "points-platform-wallets"
 FIVE_MINUTES = timedelta(minutes=5)
 LONGEST = timedelta(days=365)
-MAX_TOKEN_LENGTH = 8192
+MAX_TOKEN_LENGTH = 16 * 1024  # the longest fields that are valid, escaped, make one of about 15,000
 # RFC 7515, section 7.1: three base64url parts, without the padding that a lenient reader would accept.
 COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 TIMES = ("iat", "nbf", "exp")
@@ -66,7 +66,9 @@ class AuthorizationVerifier:
         self._issuer = check_identifier("issuer", issuer)
         self._audience = check_identifier("audience", audience)
         self._keys: dict[str, AuthorizationKey] = {}
-        for key in map(_key, [keys] if isinstance(keys, str | bytes) else keys):
+        one = isinstance(keys, AuthorizationKey | KeyMaterial) or not isinstance(keys, Iterable)
+        several: Iterable[Any] = [keys] if one else keys
+        for key in map(_key, several):
             if key.kid in self._keys:
                 raise InvalidRequestError(field="kid", value=key.kid, expected="another one for each key")
             self._keys[key.kid] = key

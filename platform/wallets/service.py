@@ -65,6 +65,12 @@ log = logging.getLogger(__name__)
 audit = logging.getLogger("points_platform.audit")
 
 R = TypeVar("R", bound=Request)
+CONFIG_LIMITS = {
+    "max_retry_attempts": 10_000,
+    "retry_backoff_ms": 60_000,
+    "idempotency_cache_size": 10_000_000,
+    "idempotency_cache_ttl_s": 86_400,
+}
 HostSession = Session | scoped_session[Any] | None
 
 
@@ -86,10 +92,10 @@ class WalletConfig:
 
     def __post_init__(self) -> None:
         check_code("default_currency", self.default_currency)
-        for name in ("max_retry_attempts", "retry_backoff_ms", "idempotency_cache_size", "idempotency_cache_ttl_s"):
+        for name, limit in CONFIG_LIMITS.items():
             value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise InvalidRequestError(field=name, value=value, expected="a whole number from 0")
+            if type(value) is not int or not 0 <= value <= limit:
+                raise InvalidRequestError(field=name, value=value, expected=f"a whole number from 0 to {limit}")
 
     @property
     def retry(self) -> Retry:
@@ -354,7 +360,8 @@ class WalletService:
 
 def _check_type(request: object, kind: type[Request]) -> None:
     if type(request) is not kind:
-        raise InvalidRequestError(field="request", value=request, expected=f"an {kind.__name__}")
+        # Only its type: it may be the authorization, in the wrong place.
+        raise InvalidRequestError(field="request", value=f"a {type(request).__name__}", expected=f"an {kind.__name__}")
 
 
 def _check_status(status: object, *, only_held: bool) -> str:

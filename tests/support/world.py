@@ -57,8 +57,9 @@ class World:
 
     def service(self, **changes: Any) -> WalletService:
         """Another service on the same database, with an empty cache; by default like the first one."""
-        options = {"authorizer": self.authorizer, "events": self.bus, "config": self.config} | changes
-        return WalletService(changes.pop("ledger", self.ledger), **options)
+        options: dict[str, Any] = {"authorizer": self.authorizer, "events": self.bus, "config": self.config}
+        ledger = changes.pop("ledger", self.ledger)
+        return WalletService(ledger, **options | changes)
 
     def key(self) -> str:
         return f"key-{next(self._numbers)}"
@@ -102,7 +103,7 @@ class World:
             "reason",
         )
         action = {name: getattr(request, name) for name in names if hasattr(request, name)} | changes
-        sign = {
+        sign: Any = {
             EscrowSettleRequest: self.authorizer.authorize_settlement,
             EscrowRefundRequest: self.authorizer.authorize_refund,
             EscrowPartialSettleRequest: self.authorizer.authorize_partial_settlement,
@@ -116,13 +117,13 @@ class World:
             return wallets.credit_user(request, **options)
         if isinstance(request, EscrowHoldRequest):
             return wallets.hold_in_escrow(request, **options)
-        method = {
+        method: Any = {
             EscrowSettleRequest: wallets.settle_escrow,
             EscrowRefundRequest: wallets.refund_escrow,
             EscrowPartialSettleRequest: wallets.partial_settle_escrow,
         }[type(request)]
         authorization = options.pop("authorization") if "authorization" in options else self.authorize(request)
-        return method(request, authorization, **options)  # type: ignore[operator]
+        return method(request, authorization, **options)
 
     def credit(self, user_id: str = "ana", amount: int = 100, **changes: Any) -> UserCreditResponse:
         return self.wallets.credit_user(self.credit_request(user_id, amount, **changes))

@@ -1,0 +1,81 @@
+"""Opening the database that a command line names, or saying in one line why it cannot be used."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sqlalchemy.exc import DBAPIError
+
+from ..core import Database, InvalidRequestError, StorageUnavailableError
+from .terminal import Refusal
+
+VARIABLE = "POINTS_PLATFORM_DATABASE"
+FORMS = "sqlite:///file.db or postgresql+psycopg://user@host/name"
+
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        envvar=VARIABLE,
+        show_default=False,
+        help="the URL of a SQLite or PostgreSQL database",
+    ),
+]
+
+
+@contextmanager
+def existing_database(url: str | None) -> Iterator[Database]:
+    """The database of that URL, for commands that only read; nothing is created.
+
+    Raises ``Refusal``, and ``SchemaVersionError`` for a database without our schema.
+    """
+    if not url:
+        raise Refusal(f"which database? give --database URL after the command's name, or set {VARIABLE}")
+    with _named(url) as database:
+        file = Path((database.engine.url.database or "").removeprefix("file:"))
+        if database.is_sqlite and not file.is_file():
+            raise Refusal(f"there is no database file {file}")
+        with _explained(database), database.read():
+            pass  # reached, and with our schema
+        yield database
+
+
+@contextmanager
+def prepared_database(url: str | None) -> Iterator[Database]:
+    """The database of that URL, or a temporary SQLite file that is removed at the end; with our schema.
+
+    Raises ``Refusal``, and ``SchemaVersionError`` for a database with another release's schema.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="points-platform-") as folder,
+        _named(url or f"sqlite:///{folder}/points.db") as database,
+    ):
+        with _explained(database):
+            database.create_schema()
+        yield database
+
+
+def _named(url: str) -> Database:
+    if url.startswith("postgresql") and url.count("@") > 1:
+        # Else a part of the password would be taken for the host, and named in an error.
+        raise Refusal("--database: an @ within the password is written as %40")
+    try:
+        return Database(url)
+    except (InvalidRequestError, TypeError, ValueError):
+        # Without what was given: it may hold a password.
+        raise Refusal(f"--database must be {FORMS}, with options that the driver knows") from None
+
+
+@contextmanager
+def _explained(database: Database) -> Iterator[None]:
+    """Say which database could not be used, without its password, and why, in the driver's words."""
+    try:
+        yield
+    except (StorageUnavailableError, TypeError, ValueError) as error:
+        url = database.engine.url.set(query={}).render_as_string(hide_password=True)
+        reason = error.__cause__.orig if isinstance(error.__cause__, DBAPIError) else error
+        raise Refusal(f"cannot use the database {url}: {reason}") from None

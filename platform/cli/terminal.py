@@ -1,0 +1,83 @@
+"""What every command shares: its output, the line about the books, and one line for whatever goes wrong."""
+
+import io
+import re
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.main import get_command
+
+from ..core import Database, WalletError
+from ..ledger.accounts import Bucket
+from ..wallets import Books, books
+from ..wallets.books import WALLET_COLUMNS
+
+INTERRUPTED = 130
+PASSWORD = re.compile(r"(://[^:/\s]*:)\S*(?=@)|(password=)[^&\s]*")
+UNBOUNDED = 100_000
+
+# Ids come from outside: nothing in them is markup. A line is never broken, so that it can be searched for.
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+class Refusal(typer.TyperException):
+    """A command cannot do what it was asked; its message is what the user reads."""
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line and return its exit status; a failure is one line on stderr and the status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter of a name
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = int(get_command(app).main(list(given), standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        return _fail(error.format_message())
+    except (WalletError, OSError) as error:
+        return _fail(str(error))
+    if status == INTERRUPTED:
+        typer.echo("interrupted", err=True)
+    return status
+
+
+def _fail(message: str) -> int:
+    # A URL in the wrong place is quoted by the usage error, and may hold a password.
+    shown = PASSWORD.sub(r"\1\2***", " ".join(message.split()))
+    typer.echo(f"error: {shown}", err=True)
+    return 1
+
+
+def show(table: Table) -> None:
+    """Print a table as wide as its content: an id that is cut off cannot be used."""
+    table.width = console.measure(table, options=console.options.update_width(UNBOUNDED)).maximum
+    console.print(table)
+
+
+def report_books(database: Database) -> bool:
+    """Print for each currency whether its books balance, with the sums that say so; returns whether all do."""
+    accounts = books(database)
+    for account in accounts:
+        console.print(books_line(account), style="green" if account.balanced else "bold red")
+    return all(account.balanced for account in accounts)
+
+
+def books_line(account: Books) -> str:
+    """One currency's sums, each beside the one that it must equal."""
+    verdict = "the books balance" if account.balanced else "THE BOOKS DO NOT BALANCE"
+    escrow = account.wallets.get(Bucket.ESCROW, 0)
+    wallets = (
+        f"{bucket} {_compared(account.wallets.get(bucket, 0), account.ledger.get(bucket, 0))}"
+        for bucket in WALLET_COLUMNS
+    )
+    return (
+        f"{verdict} ({account.currency}): entries sum to {account.entries:,}; "
+        f"held escrow {_compared(account.held, escrow)} escrow balances; wallets and ledger: {', '.join(wallets)}"
+    )
+
+
+def _compared(left: int, right: int) -> str:
+    return f"{left:,} {'=' if left == right else '!='} {right:,}"

@@ -1,0 +1,207 @@
+"""The errors: one tree, stable codes, values in ``details``, messages that a person can read."""
+
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+
+from points_platform import core
+from points_platform.core import (
+    BalanceLimitError,
+    EscrowAlreadyProcessedError,
+    EscrowMismatchError,
+    EscrowNotFoundError,
+    IdempotencyConflictError,
+    InsufficientBalanceError,
+    InvalidAuthorizationError,
+    InvalidRequestError,
+    OptimisticLockError,
+    SchemaVersionError,
+    StorageUnavailableError,
+    WalletError,
+    errors,
+)
+from points_platform.wallets import UserCreditRequest
+
+# Each error with its code, whether it is retryable, and the details that it holds.
+TABLE: list[tuple[type[WalletError], str, bool, dict[str, Any]]] = [
+    (InvalidRequestError, "invalid_request", False, {"field": "amount", "value": 0, "expected": "at least 1"}),
+    (InvalidAuthorizationError, "invalid_authorization", False, {"cause": "expired"}),
+    (IdempotencyConflictError, "idempotency_conflict", False, {"key": "key-1", "fields": ("amount", "reason")}),
+    (EscrowNotFoundError, "escrow_not_found", False, {"escrow_id": "escrow-1"}),
+    (EscrowAlreadyProcessedError, "escrow_already_processed", False, {"escrow_id": "escrow-1", "status": "settled"}),
+    (EscrowMismatchError, "escrow_mismatch", False, {"field": "amount", "expected": 30, "given": 31}),
+    (InsufficientBalanceError, "insufficient_balance", False, {"required": 31, "available": 30}),
+    (BalanceLimitError, "balance_limit", False, {"limit": 2**53 - 1, "balance": 2**53 - 1, "amount": 1}),
+    (OptimisticLockError, "optimistic_lock", True, {"attempts": 4}),
+    (StorageUnavailableError, "storage_unavailable", True, {"cause": "08006"}),
+    (SchemaVersionError, "schema_version", False, {"found": None, "expected": 1}),
+]
+EVERY_ERROR = pytest.mark.parametrize(
+    ("kind", "code", "retryable", "details"), TABLE, ids=lambda value: value if isinstance(value, str) else ""
+)
+MESSAGE_LIMIT = 500
+
+
+@EVERY_ERROR
+def test_each_error_has_its_code_its_details_and_a_message_that_shows_them(
+    kind: type[WalletError], code: str, retryable: bool, details: dict[str, Any]
+) -> None:
+    error = kind(**details)
+    assert (error.code, error.retryable, error.details) == (code, retryable, details)
+    for value in details.values():
+        assert (", ".join(value) if isinstance(value, tuple) else str(value)) in str(error)
+    assert isinstance(error, WalletError)
+    assert "{" not in str(error)
+
+
+@EVERY_ERROR
+def test_errors_survive_pickling_and_copying(
+    kind: type[WalletError], code: str, retryable: bool, details: dict[str, Any]
+) -> None:
+    error = kind(**details)
+    twins = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for twin in [*twins, copy.copy(error), copy.deepcopy(error)]:
+        assert type(twin) is kind
+        assert (twin.code, twin.retryable, twin.details) == (code, retryable, details)
+        assert str(twin) == str(error)
+        assert twin.details is not error.details
+
+
+def test_the_tree_has_one_root_and_is_flat() -> None:
+    assert WalletError.__bases__ == (Exception,)
+    assert set(WalletError.__subclasses__()) == {kind for kind, *_ in TABLE}
+    assert not any(kind.__subclasses__() for kind, *_ in TABLE)
+    assert len({code for _, code, *_ in TABLE}) == len(TABLE)
+
+
+def test_every_error_is_public_and_drawn_in_the_tree_in_the_order_in_which_they_win() -> None:
+    drawn = [line.split()[1] for line in inspect.getdoc(errors).splitlines() if "──" in line]  # type: ignore[union-attr]
+    assert drawn == [kind.__name__ for kind, *_ in TABLE]
+    assert {kind.__name__ for kind, *_ in TABLE} | {"WalletError"} <= set(core.__all__)
+
+
+@EVERY_ERROR
+def test_each_error_explains_itself(
+    kind: type[WalletError], code: str, retryable: bool, details: dict[str, Any]
+) -> None:
+    documented = inspect.getdoc(kind)
+    assert documented is not None
+    assert all(
+        name in documented for name in details.keys() - {"expected"} | {"details"} if kind is not SchemaVersionError
+    )
+
+
+class Hostile:
+    """What can be handed in for a value, and must not be trusted when it is shown."""
+
+    def __init__(self, shown: Any) -> None:
+        self._shown = shown
+
+    def __repr__(self) -> str:
+        if isinstance(self._shown, Exception):
+            raise self._shown
+        return self._shown  # type: ignore[no-any-return]
+
+    __str__ = __repr__
+
+
+def nested(width: int, depth: int) -> Any:
+    value: Any = "x" * 1000
+    for _ in range(depth):
+        value = [value] * width
+    return value
+
+
+def endless() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+class LiesAboutItsLength(list[int]):
+    def __len__(self) -> int:
+        raise RuntimeError("no")
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("no")
+
+
+HOSTILE: dict[str, Any] = {
+    "a long text": "x" * 10_000_000,
+    "long bytes": b"x" * 10_000_000,
+    "a huge number": 10**100_000,
+    "a number of 4300 digits": 10**4299,
+    "a long list": list(range(1_000_000)),
+    "a long dict": {n: n for n in range(100_000)},
+    "a wide and deep list": nested(6, 6),
+    "a wide and deep dict": {str(n): nested(4, 5) for n in range(4)},
+    "a very deep list": nested(1, 100_000),
+    "a list in itself": endless(),
+    "a set": set(range(100_000)),
+    "a repr that raises": Hostile(RuntimeError("no")),
+    "a repr that recurses": Hostile(RecursionError()),
+    "a repr that is no text": Hostile(42),
+    "a long repr": Hostile("x" * 10_000_000),
+    "a length that raises": LiesAboutItsLength(),
+    "a long class name": type("C" * 10_000, (), {})(),
+    "what only calls itself a list": type("list", (), {})(),
+    "a template": "{field} {value!r} {0} %s %(field)s",
+    "an exception": ValueError("x" * 100_000),
+    "surrogates": "\ud800" * 50,
+    "control characters": "\0\x1b[31m\r\n\u202e",
+    "control characters in a repr": Hostile("line one\nline two\x1b[31m\0"),
+    "surrogates in a repr": Hostile("\ud800"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_message_is_one_short_readable_line_whatever_was_handed_in(name: str) -> None:
+    value = HOSTILE[name]
+    error = InvalidRequestError(field="amount", value=value, expected="a whole number")
+    message = str(error)
+    assert message.startswith("amount must be a whole number, not ")
+    assert len(message) <= MESSAGE_LIMIT
+    assert message.isprintable()
+    assert message.encode()
+    assert error.details["value"] is value
+
+
+def test_a_request_refuses_a_hostile_value_by_name() -> None:
+    for value in HOSTILE.values():
+        for field in ("amount", "user_id", "reason", "currency", "metadata"):
+            given = {"user_id": "ana", "amount": 1, "reason": "top_up", field: value}
+            if field == "metadata" and isinstance(value, dict) and len(value) < 10:
+                continue
+            if field == "user_id" and isinstance(value, str) and value.isprintable() and len(value) < 129:
+                continue
+            with pytest.raises(InvalidRequestError) as caught:
+                UserCreditRequest(idempotency_key="k", request_id="r", **given)
+            assert caught.value.details["field"] == field
+            assert len(str(caught.value)) <= MESSAGE_LIMIT
+
+
+def test_the_longest_identifiers_still_make_short_messages() -> None:
+    longest = "i" * 128
+    for error in (
+        EscrowNotFoundError(escrow_id=longest),
+        EscrowAlreadyProcessedError(escrow_id=longest, status="partially_settled"),
+        EscrowMismatchError(field="queue_item_id", expected=longest, given=longest),
+        IdempotencyConflictError(key=longest, fields=("amount", "reason", "metadata", "currency")),
+    ):
+        assert len(str(error)) <= MESSAGE_LIMIT
+
+
+def test_the_message_of_an_error_does_not_follow_changes_of_its_details() -> None:
+    error = InsufficientBalanceError(required=31, available=30)
+    error.details["available"] = 1000
+    assert str(error) == "31 points are required, 30 are available"
+
+
+def test_every_error_can_be_caught_by_the_root_and_by_no_other_of_the_tree() -> None:
+    for kind, _, _, details in TABLE:
+        with pytest.raises(WalletError) as caught:
+            raise kind(**details)
+        assert [other for other, *_ in TABLE if isinstance(caught.value, other)] == [kind]

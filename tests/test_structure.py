@@ -1,0 +1,454 @@
+"""The rules of the house, kept by tests: who may import whom, who commits, what is public, what is packaged."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import platform
+import shutil
+import subprocess
+import sys
+import types
+import zipfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from points_platform import cli, core, events, ledger, queue, wallets
+from points_platform.core import errors
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "platform"
+# Each imports from those before it and from itself.
+LAYERS = ("core", "ledger", "events", "wallets", "queue", "cli")
+PUBLIC = (core, ledger, events, wallets, queue, cli)
+MODULES = sorted(SOURCE.rglob("*.py"))
+TREES = {module.relative_to(SOURCE).as_posix(): ast.parse(module.read_text()) for module in MODULES}
+
+LONGEST_FUNCTION = 40
+LONGEST_MODULE = 400
+TRANSACTION_CALLS = {"begin", "begin_nested", "begin_twophase", "commit", "rollback", "prepare"}
+STATEMENT_CALLS = {"execute", "executemany", "exec_driver_sql", "scalar", "scalars", "cursor"}
+SQL_FILES = {"store.py", "books.py", "database.py", "models.py"}
+SQL_NAMES = {"select", "insert", "update", "delete", "text", "union", "union_all", "DDL"}
+
+
+def calls(tree: ast.AST) -> Iterator[str]:
+    """The name of everything that is called, without what it is called on."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute):
+                yield node.func.attr
+            elif isinstance(node.func, ast.Name):
+                yield node.func.id
+
+
+def imports(module: str) -> Iterator[tuple[str, str]]:
+    """Module and name of every import in a module, at any depth; relative ones made absolute."""
+    package = ["points_platform", *module.split("/")[:-1]]
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *filter(None, [node.module])])
+            yield from ((source, alias.name) for alias in node.names)
+
+
+# ── the direction of imports ──
+
+
+def test_every_module_belongs_to_a_layer_and_none_is_loose() -> None:
+    assert {module.split("/")[0] for module in TREES} <= set(LAYERS)
+    assert all("/" in module for module in TREES), "a loose module would have no types for users"
+    assert {folder.name for folder in SOURCE.iterdir() if (folder / "py.typed").exists()} == set(LAYERS)
+    assert not (SOURCE / "__init__.py").exists(), "it would shadow the standard library's platform"
+    assert platform.python_version(), "the standard library's platform is shadowed"
+
+
+def test_imports_run_one_way() -> None:
+    against = []
+    for module in TREES:
+        allowed = LAYERS[: LAYERS.index(module.split("/")[0]) + 1]
+        for source, name in imports(module):
+            parts = [*source.split("."), name]
+            assert parts[0] != "platform", f"{module} imports by the folder's name"
+            if parts[0] == "points_platform" and parts[1] not in allowed:
+                against.append(f"{module} imports {source}")
+    assert against == []
+
+
+def test_only_the_creation_of_the_schema_imports_by_name() -> None:
+    dynamic = {
+        (module, name)
+        for module, tree in TREES.items()
+        for name in calls(tree)
+        if name in {"import_module", "__import__", "exec", "eval", "spec_from_file_location", "find_loader"}
+    }
+    assert dynamic == {("core/database.py", "import_module")}
+    (create_schema,) = (
+        node
+        for node in ast.walk(TREES["core/database.py"])
+        if isinstance(node, ast.FunctionDef) and node.name == "create_schema"
+    )
+    assert "import_module" in set(calls(create_schema))
+
+
+def test_the_core_can_be_imported_without_the_packages_above() -> None:
+    program = "import sys, points_platform.core; print(*(m for m in sys.modules if m.startswith('points_platform.')))"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {module.split(".")[1] for module in ran.stdout.split()} == {"core"}
+
+
+def test_no_terminal_package_is_imported_outside_the_command_line() -> None:
+    extras = {"typer", "rich", "click"}
+    found = {module for module in TREES for source, _ in imports(module) if source.split(".")[0] in extras}
+    assert {module.split("/")[0] for module in found} <= {"cli"}
+
+
+# ── who commits, who speaks SQL ──
+
+
+def test_only_the_database_module_ends_and_begins_transactions() -> None:
+    found = {module for module, tree in TREES.items() if TRANSACTION_CALLS & set(calls(tree))}
+    assert found == {"core/database.py"}
+
+
+def test_sql_stands_only_in_the_files_made_for_it() -> None:
+    speaking = {
+        module
+        for module, tree in TREES.items()
+        if STATEMENT_CALLS & set(calls(tree))
+        or any(source.startswith(("sqlalchemy", "sqlmodel")) and name in SQL_NAMES for source, name in imports(module))
+    }
+    assert {module for module in speaking if module.split("/")[-1] not in SQL_FILES} == set()
+    assert {"wallets/store.py", "ledger/store.py", "core/database.py"} <= speaking
+
+
+def test_drivers_are_known_to_the_database_module_alone() -> None:
+    drivers = {"psycopg", "sqlite3"}
+    found = {module for module in TREES for source, _ in imports(module) if source.split(".")[0] in drivers}
+    assert found <= {"core/database.py"}
+
+
+# ── size and documentation ──
+
+
+def test_no_function_is_longer_than_a_reader_can_hold_in_mind() -> None:
+    long = [
+        f"{module}: {node.name} has {length} lines"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
+    ]
+    assert long == []
+
+
+def test_no_module_is_longer_than_a_reader_wants_to_scroll() -> None:
+    lengths = {module.relative_to(SOURCE).as_posix(): len(module.read_text().splitlines()) for module in MODULES}
+    assert {module: length for module, length in lengths.items() if length > LONGEST_MODULE} == {}
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    assert [module for module, tree in TREES.items() if tree.body and not ast.get_docstring(tree)] == []
+
+
+def public_objects() -> Iterator[tuple[str, Any]]:
+    for package in PUBLIC:
+        for name in package.__all__:
+            yield f"{package.__name__}.{name}", getattr(package, name)
+
+
+def is_documented(thing: Any) -> bool:
+    doc = vars(thing).get("__doc__") if isinstance(thing, type) else inspect.getdoc(thing)
+    # A dataclass without a docstring is given its own signature as one.
+    return bool(doc) and not (dataclasses.is_dataclass(thing) and doc.startswith(f"{thing.__name__}("))  # type: ignore[union-attr]
+
+
+def test_every_public_name_exists_once_and_in_order() -> None:
+    for package in PUBLIC:
+        assert len(package.__all__) == len(set(package.__all__))
+        assert [name for name in package.__all__ if not hasattr(package, name)] == []
+        exported = {name for name, value in vars(package).items() if not name.startswith("_")}
+        modules = {name for name, value in vars(package).items() if isinstance(value, types.ModuleType)}
+        assert exported - modules == set(package.__all__), f"{package.__name__} exports something else than it says"
+
+
+def test_every_public_class_and_function_has_a_docstring() -> None:
+    documented = (type, types.FunctionType)
+    assert [
+        name for name, thing in public_objects() if isinstance(thing, documented) and not is_documented(thing)
+    ] == []
+
+
+def public_methods(cls: type) -> Iterator[tuple[str, Any]]:
+    """Methods and properties that our own code defines for users of the class, inherited ones too."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("points_platform"):
+            for name, member in vars(base).items():
+                function = getattr(member, "__func__", getattr(member, "fget", member))
+                if not name.startswith("_") and isinstance(function, types.FunctionType):
+                    yield f"{base.__module__}.{base.__qualname__}.{name}", function
+
+
+def test_every_public_method_has_a_docstring() -> None:
+    methods = {
+        name: method
+        for _, thing in public_objects()
+        if isinstance(thing, type)
+        for name, method in public_methods(thing)
+    }
+    assert len(methods) > 30
+    assert [name for name, method in sorted(methods.items()) if not method.__doc__] == []
+
+
+def test_every_mutating_method_lists_the_errors_that_it_raises() -> None:
+    for name in MUTATING:
+        doc = inspect.getdoc(getattr(wallets.WalletService, name)) or ""
+        assert "Raises" in doc, name
+
+
+# ── the public face ──
+
+REQUEST = {"idempotency_key", "request_id", "user_id", "reason", "metadata", "currency"}
+ESCROW_ACTION = {"escrow_id", "amount", "queue_item_id"}
+REQUESTS: dict[type, set[str]] = {
+    wallets.UserCreditRequest: {"amount"},
+    wallets.EscrowHoldRequest: {"amount", "queue_item_id", "feature_type"},
+    wallets.EscrowSettleRequest: ESCROW_ACTION | {"model_id"},
+    wallets.EscrowRefundRequest: ESCROW_ACTION,
+    wallets.EscrowPartialSettleRequest: {"escrow_id", "model_id", "refund_amount", "settle_amount", "queue_item_id"},
+}
+RESPONSE = {"transaction_id", "timestamp", "replayed"}
+RESPONSES: dict[type, set[str]] = {
+    wallets.UserCreditResponse: {"previous_balance", "new_available_balance"},
+    wallets.EscrowHoldResponse: {"escrow_id", "previous_balance", "new_available_balance", "escrow_balance"},
+    wallets.EscrowSettleResponse: {"settled_amount", "model_earned_balance"},
+    wallets.EscrowRefundResponse: {"refunded_amount", "user_available_balance"},
+    wallets.EscrowPartialSettleResponse: {
+        "refunded_amount",
+        "settled_amount",
+        "user_available_balance",
+        "model_earned_balance",
+    },
+}
+AUTHORIZATION = {"token", "queue_item_id", "escrow_id", "user_id", "reason", "issued_at", "expires_at"}
+AUTHORIZATIONS: dict[type, set[str]] = {
+    wallets.QueueSettlementAuthorization: {"model_id", "amount"},
+    wallets.QueueRefundAuthorization: {"amount"},
+    wallets.QueuePartialSettlementAuthorization: {"model_id", "refund_amount", "settle_amount"},
+}
+BALANCES: dict[type, set[str]] = {
+    wallets.UserBalance: {"user_id", "currency", "available", "escrow", "total", "version", "as_of"},
+    wallets.ModelBalance: {"model_id", "currency", "earned", "version", "as_of"},
+}
+EVENT = {
+    "event_id",
+    "event_type",
+    "occurred_at",
+    "transaction_id",
+    "idempotency_key",
+    "request_id",
+    "schema_version",
+}
+EVENTS = {
+    events.WalletCredited: ("wallet.credited", wallets.UserCreditResponse, {"user_id", "amount"}),
+    events.EscrowHeld: ("wallet.escrow_held", wallets.EscrowHoldResponse, {"user_id", "amount", "feature_type"}),
+    events.EscrowSettled: ("wallet.escrow_settled", wallets.EscrowSettleResponse, {"escrow_id", "model_id"}),
+    events.EscrowRefunded: ("wallet.escrow_refunded", wallets.EscrowRefundResponse, {"escrow_id", "user_id"}),
+    events.EscrowPartiallySettled: (
+        "wallet.escrow_partially_settled",
+        wallets.EscrowPartialSettleResponse,
+        {"escrow_id", "model_id"},
+    ),
+}
+
+
+def names(cls: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def test_requests_responses_authorizations_and_balances_have_exactly_these_fields() -> None:
+    for table, common in (
+        (REQUESTS, REQUEST),
+        (RESPONSES, RESPONSE),
+        (AUTHORIZATIONS, AUTHORIZATION),
+        (BALANCES, set()),
+    ):
+        for cls, own in table.items():
+            assert names(cls) == common | own, cls.__name__
+    required = {field.name for field in dataclasses.fields(wallets.EscrowHoldRequest) if field.default is not None}
+    assert {"idempotency_key", "request_id"} <= required
+    assert required == names(wallets.EscrowHoldRequest) - {"metadata", "currency"}
+
+
+def test_events_have_the_common_fields_and_those_of_their_operation() -> None:
+    assert set(events.EVENT_TYPES) == {event_type for event_type, _, _ in EVENTS.values()}
+    for cls, (event_type, response, own) in EVENTS.items():
+        balances = names(response) - {"timestamp", "replayed"}
+        assert names(cls) >= EVENT | own | balances, cls.__name__
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        assert (defaults["event_type"], defaults["schema_version"]) == (event_type, 1)
+
+
+def test_values_at_the_edge_are_frozen_and_keyword_only() -> None:
+    for cls in [*REQUESTS, *RESPONSES, *AUTHORIZATIONS, *BALANCES, *EVENTS, wallets.EscrowItem, wallets.WalletConfig]:
+        parameters: Any = cls.__dataclass_params__  # type: ignore[attr-defined]
+        assert parameters.frozen, cls.__name__
+        assert all(field.kw_only for field in dataclasses.fields(cls) if field.init), cls.__name__
+    for cls in RESPONSES:
+        compared = {field.name for field in dataclasses.fields(cls) if field.compare}
+        assert compared == names(cls) - {"replayed"}, cls.__name__
+
+
+def signature(function: Any) -> list[str]:
+    """The parameters: ``*name`` where only a keyword will do, ``name=`` where there is a default."""
+    return [
+        f"{'*' if parameter.kind is parameter.KEYWORD_ONLY else ''}{parameter.name}"
+        f"{'' if parameter.default is parameter.empty else f'={parameter.default!r}'}"
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name != "self"
+    ]
+
+
+MUTATING: dict[str, tuple[type, type | None, type]] = {
+    "credit_user": (wallets.UserCreditRequest, None, wallets.UserCreditResponse),
+    "hold_in_escrow": (wallets.EscrowHoldRequest, None, wallets.EscrowHoldResponse),
+    "settle_escrow": (
+        wallets.EscrowSettleRequest,
+        wallets.QueueSettlementAuthorization,
+        wallets.EscrowSettleResponse,
+    ),
+    "refund_escrow": (wallets.EscrowRefundRequest, wallets.QueueRefundAuthorization, wallets.EscrowRefundResponse),
+    "partial_settle_escrow": (
+        wallets.EscrowPartialSettleRequest,
+        wallets.QueuePartialSettlementAuthorization,
+        wallets.EscrowPartialSettleResponse,
+    ),
+}
+FIVE_MINUTES = f"*expires_in={timedelta(minutes=5)!r}"
+ACTION = ["*queue_item_id", "*escrow_id", "*user_id"]
+SIGNATURES: list[tuple[Any, list[str]]] = [
+    (core.Database.create_schema, []),
+    (core.Database.close, []),
+    (wallets.WalletService.get_user_balance, ["user_id", "currency=None"]),
+    (wallets.WalletService.get_model_balance, ["model_id", "currency=None"]),
+    (wallets.WalletService.get_escrow, ["escrow_id", "user_id=None"]),
+    (
+        wallets.WalletService.list_escrows,
+        ["*user_id=None", "*queue_item_id=None", "*status=None", "*held_before=None", "*limit=50", "*after=None"],
+    ),
+    (queue.QueueAuthorizer.authorize_settlement, [*ACTION, "*model_id", "*amount", "*reason", FIVE_MINUTES]),
+    (queue.QueueAuthorizer.authorize_refund, [*ACTION, "*amount", "*reason", FIVE_MINUTES]),
+    (
+        queue.QueueAuthorizer.authorize_partial_settlement,
+        [*ACTION, "*model_id", "*refund_amount", "*settle_amount", "*reason", FIVE_MINUTES],
+    ),
+    (events.EventBus.subscribe, ["event_type", "receiver"]),
+    (events.EventBus.unsubscribe, ["event_type", "receiver"]),
+    (events.EventBus.publish, ["event"]),
+    (events.EventBus, []),
+    (wallets.WalletService, ["ledger", "*authorizer", "*events=None", "*config=None"]),
+    (ledger.LedgerService, ["database"]),
+]
+
+
+def test_mutating_methods_take_a_request_an_authorization_where_needed_and_a_session() -> None:
+    for name, (request, authorization, response) in MUTATING.items():
+        method = getattr(wallets.WalletService, name)
+        expected = (
+            ["request", "*session=None"] if authorization is None else ["request", "authorization", "*session=None"]
+        )
+        assert signature(method) == expected, name
+        hints = get_type_hints(method)
+        assert (hints["request"], hints.get("authorization"), hints["return"]) == (request, authorization, response)
+    with_session = [
+        name
+        for name, method in inspect.getmembers(wallets.WalletService, inspect.isfunction)
+        if not name.startswith("_") and "session" in inspect.signature(method).parameters
+    ]
+    assert sorted(with_session) == sorted(MUTATING), "a method without a session, or one that nobody has listed"
+
+
+def test_methods_have_exactly_these_parameters() -> None:
+    for function, expected in SIGNATURES:
+        assert signature(function) == expected, function.__qualname__
+    assert signature(core.Database)[0] == "target"
+    assert signature(queue.QueueAuthorizer)[:2] == ["key", "also_accept=()"]
+    options = ["*leeway", "*issuer", "*audience"]
+    for cls in (queue.QueueAuthorizer, queue.AuthorizationVerifier):
+        assert [parameter.split("=")[0] for parameter in signature(cls)[-3:]] == options
+    for name in ("record", "entries", "transaction"):
+        assert callable(getattr(ledger.LedgerService, name))
+    defaults = {field.name: field.default for field in dataclasses.fields(wallets.WalletConfig)}
+    assert {"max_retry_attempts": 3, "retry_backoff_ms": 100, "default_currency": "points"}.items() <= defaults.items()
+
+
+ERRORS = {
+    "InvalidRequestError": ("invalid_request", False),
+    "InvalidAuthorizationError": ("invalid_authorization", False),
+    "IdempotencyConflictError": ("idempotency_conflict", False),
+    "EscrowNotFoundError": ("escrow_not_found", False),
+    "EscrowAlreadyProcessedError": ("escrow_already_processed", False),
+    "EscrowMismatchError": ("escrow_mismatch", False),
+    "InsufficientBalanceError": ("insufficient_balance", False),
+    "BalanceLimitError": ("balance_limit", False),
+    "OptimisticLockError": ("optimistic_lock", True),
+    "StorageUnavailableError": ("storage_unavailable", True),
+    "SchemaVersionError": ("schema_version", False),
+}
+
+
+def test_the_errors_are_exactly_these_with_these_codes_and_all_are_drawn_in_the_tree() -> None:
+    found = {cls.__name__: (cls.code, cls.retryable) for cls in errors.WalletError.__subclasses__()}
+    assert {name: value for name, value in found.items() if name in core.__all__} == ERRORS
+    assert all(name in (errors.__doc__ or "") for name in ERRORS)
+    assert [name for name in core.__all__ if name in ERRORS or name == "WalletError"] == sorted(
+        [*ERRORS, "WalletError"]
+    )
+
+
+# ── what is packaged ──
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The names in a freshly built wheel; built from a copy, so that the checkout stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    shutil.copytree(SOURCE, source / "platform", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT / "tests", source / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    ran = subprocess.run(
+        [*build, "--disable-pip-version-check", "--wheel-dir", str(folder), str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    (built,) = folder.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_holds_every_module_and_type_marker_and_nothing_else(wheel: list[str]) -> None:
+    packaged = {name for name in wheel if ".dist-info/" not in name}
+    modules = {f"points_platform/{module}" for module in TREES}
+    markers = {f"points_platform/{layer}/py.typed" for layer in LAYERS}
+    assert packaged == modules | markers
+
+
+def test_the_wheel_carries_the_license_and_the_command(wheel: list[str]) -> None:
+    information = {name.split(".dist-info/")[1] for name in wheel if ".dist-info/" in name}
+    assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= information
+
+
+def test_every_layer_can_be_imported_under_its_public_name() -> None:
+    for layer in LAYERS:
+        assert importlib.import_module(f"points_platform.{layer}").__all__

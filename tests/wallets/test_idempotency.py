@@ -1,0 +1,306 @@
+"""A key protects for ever: the same request gets the same answer once more, another request is refused."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from freezegun import freeze_time
+from sqlalchemy import event
+
+from points_platform.core import (
+    Database,
+    EscrowAlreadyProcessedError,
+    EscrowNotFoundError,
+    IdempotencyConflictError,
+    InsufficientBalanceError,
+    InvalidAuthorizationError,
+    WalletError,
+)
+from points_platform.wallets import WalletConfig, WalletService
+from support.world import World
+
+REQUESTS: dict[str, Callable[..., Any]] = {
+    "credit": lambda world, **changes: world.credit_request(amount=100, **changes),
+    "hold": lambda world, **changes: world.hold_request(amount=30, **changes),
+    "settle": lambda world, **changes: world.settle_request(world.hold().escrow_id, **changes),
+    "refund": lambda world, **changes: world.refund_request(world.hold().escrow_id, **changes),
+    "partial_settle": lambda world, **changes: world.partial_settle_request(world.hold().escrow_id, **changes),
+}
+operations = pytest.mark.parametrize("operation", REQUESTS)
+METADATA = {"n": 1, "list": [1, 2]}
+# For each field of any request but the key and its owner: another value.
+OTHER: dict[str, Any] = {
+    "reason": "another_reason",
+    "currency": "gems",
+    "amount": 31,
+    "refund_amount": 9,
+    "settle_amount": 21,
+    "queue_item_id": "queue-2",
+    "feature_type": "dance",
+    "escrow_id": str(uuid4()),
+    "model_id": "nova",
+    "metadata": {"n": 2},
+}
+
+
+def request_for(world: World, operation: str, **changes: Any) -> Any:
+    world.credit(amount=1000)
+    return REQUESTS[operation](world, **changes)
+
+
+def refusal_of(call: Callable[..., object], *arguments: Any) -> WalletError:
+    with pytest.raises(WalletError) as refusal:
+        call(*arguments)
+    return refusal.value
+
+
+@contextmanager
+def nothing_happens(world: World) -> Iterator[None]:
+    rows, events = world.snapshot(), list(world.events)
+    yield
+    assert (world.snapshot(), world.events) == (rows, events)
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[list[str]]:
+    """The SQL that is executed inside the block."""
+    seen: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        seen.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(database.engine, "before_cursor_execute", note)
+
+
+@operations
+def test_the_same_request_gets_the_same_answer_from_wherever_it_is_asked(world: World, operation: str) -> None:
+    request = request_for(world, operation, metadata=METADATA)
+    first = world.send(request)
+    world.credit(amount=7)
+    world.settle(world.hold(amount=1).escrow_id, 1)
+    with nothing_happens(world), Database(world.database.engine.url) as elsewhere:
+        for service in (world.wallets, world.service(), World(elsewhere).wallets):
+            for _ in range(2):
+                answer = world.send(request, service)
+                assert (answer, answer.replayed) == (first, True)
+    assert first.replayed is False
+
+
+@operations
+def test_neither_the_request_id_nor_the_token_makes_another_request(world: World, operation: str) -> None:
+    request = request_for(world, operation)
+    first = world.send(request)
+    again = replace(request, request_id="request-2", currency="points")
+    with nothing_happens(world):
+        for service in (world.wallets, world.service()):
+            answer = world.send(again, service)
+            assert (answer, answer.replayed) == (first, True)
+
+
+@operations
+def test_each_other_field_makes_another_request(world: World, operation: str) -> None:
+    request = request_for(world, operation, metadata=METADATA)
+    world.send(request)
+    changeable = {f.name for f in fields(request)} - {"request_id", "idempotency_key", "user_id"}
+    with nothing_happens(world):
+        for name in sorted(changeable):
+            other = replace(request, **{name: OTHER[name]})
+            for service in (world.wallets, world.service()):
+                error = refusal_of(world.send, other, service)
+                assert type(error) is IdempotencyConflictError
+                assert error.details == {"key": request.idempotency_key, "fields": (name,)}
+
+
+@operations
+def test_all_differences_are_named_at_once(world: World, operation: str) -> None:
+    request = request_for(world, operation)
+    world.send(request)
+    names = [f.name for f in fields(request) if f.name in OTHER]
+    error = refusal_of(world.send, replace(request, **{name: OTHER[name] for name in names}))
+    assert error.details == {"key": request.idempotency_key, "fields": tuple(names)}
+
+
+UNEQUAL: list[tuple[Any, Any]] = [
+    ({"n": 1}, {"n": True}),
+    ({"n": 1}, {"n": 1.0}),
+    ({"n": True}, {"n": 1.0}),
+    ({"n": 0.0}, {"n": -0.0}),
+    ({"n": 1}, {"n": "1"}),
+    ({"n": None}, {}),
+    ({}, None),
+    ({"n": [1, 2]}, {"n": [2, 1]}),
+    ({"n": {"deep": [0]}}, {"n": {"deep": [False]}}),
+    ({"n": "é"}, {"n": "e\u0301"}),
+    ({"n": 2**64}, {"n": float(2**64)}),
+]
+
+
+def test_metadata_is_compared_as_json(world: World) -> None:
+    for one, another in UNEQUAL + [(other, given) for given, other in UNEQUAL]:
+        request = world.credit_request(metadata=one)
+        world.send(request)
+        for service in (world.wallets, world.service()):
+            error = refusal_of(world.send, replace(request, metadata=another), service)
+            assert error.details == {"key": request.idempotency_key, "fields": ("metadata",)}, (one, another)
+
+
+def test_the_order_of_metadata_keys_is_no_difference(world: World) -> None:
+    request = world.credit_request(metadata={"a": 1, "b": {"c": 2, "d": 3}})
+    world.send(request)
+    assert world.send(replace(request, metadata={"b": {"d": 3, "c": 2}, "a": 1}), world.service()).replayed
+
+
+@pytest.mark.parametrize("operation", ["credit", "hold"])
+def test_the_default_currency_is_resolved_before_the_comparison(world: World, operation: str) -> None:
+    world.credit(amount=1000, currency="gems")
+    request = request_for(world, operation)
+    first = world.send(request)
+    gems = world.service(config=WalletConfig(default_currency="gems"))
+    with nothing_happens(world):
+        assert world.send(replace(request, currency="points"), gems) == first
+        for other, service in ((request, gems), (replace(request, currency="gems"), world.wallets)):
+            error = refusal_of(world.send, other, service)
+            assert error.details == {"key": request.idempotency_key, "fields": ("currency",)}
+
+
+@pytest.mark.parametrize("operation", ["settle", "refund", "partial_settle"])
+def test_the_currency_left_open_is_the_holds_in_a_repetition_too(world: World, operation: str) -> None:
+    world.credit(amount=1000, currency="gems")
+    make = {"settle": world.settle_request, "refund": world.refund_request}.get(operation, world.partial_settle_request)
+    request = make(world.hold(currency="gems").escrow_id)
+    first = world.send(request)
+    with nothing_happens(world):
+        for service in (world.wallets, world.service()):
+            assert world.send(replace(request, currency="gems"), service) == first
+            assert world.send(request, service) == first
+            error = refusal_of(world.send, replace(request, currency="points"), service)
+            assert error.details == {"key": request.idempotency_key, "fields": ("currency",)}
+
+
+def test_one_key_stands_for_one_thing_per_user_and_operation(world: World) -> None:
+    for user_id in ("ana", "ben"):
+        mine: dict[str, Any] = {"user_id": user_id, "idempotency_key": "the-same"}
+        answers: list[Any] = [world.credit(**mine), world.hold(**mine)]
+        held = [world.hold(user_id, amount=10).escrow_id for _ in range(2)]
+        answers.append(world.settle(answers[1].escrow_id, **mine))
+        answers.append(world.refund(held[0], 10, **mine))
+        answers.append(world.partial_settle(held[1], 4, 6, **mine))
+        assert [answer.replayed for answer in answers] == [False] * 5
+    assert len(world.snapshot()["ledger_transactions"]) == 14
+
+
+def test_keys_are_compared_by_every_character(world: World) -> None:
+    keys = ["key", "KEY", "key ", " key", "ké", "ke\u0301", "k" * 127, "k" * 128]
+    for key in keys:
+        assert world.credit(amount=1, idempotency_key=key).replayed is False
+    assert world.wallets.get_user_balance("ana").available == len(keys)
+
+
+def test_a_key_that_was_refused_for_missing_points_works_after_a_top_up(world: World) -> None:
+    request = world.hold_request(amount=30)
+    world.credit(amount=29)
+    with nothing_happens(world):
+        for _ in range(2):
+            assert type(refusal_of(world.send, request)) is InsufficientBalanceError
+    world.credit(amount=1)
+    answer = world.send(request)
+    assert (answer.replayed, answer.new_available_balance) == (False, 0)
+    assert world.send(request) == answer
+
+
+def test_a_key_that_was_refused_may_be_used_for_another_request(world: World) -> None:
+    world.credit(amount=100)
+    request = world.hold_request(amount=101)
+    assert type(refusal_of(world.send, request)) is InsufficientBalanceError
+    assert world.send(replace(request, amount=1)).replayed is False
+    settle = world.settle_request(str(uuid4()))
+    assert type(refusal_of(world.send, settle)) is EscrowNotFoundError
+    assert world.send(replace(settle, escrow_id=world.hold().escrow_id)).replayed is False
+
+
+def test_another_key_for_what_was_done_is_no_repetition(world: World) -> None:
+    request = request_for(world, "settle")
+    world.send(request)
+    with nothing_happens(world):
+        error = refusal_of(world.send, replace(request, idempotency_key="another"))
+        assert type(error) is EscrowAlreadyProcessedError
+
+
+@pytest.mark.parametrize("operation", ["settle", "refund", "partial_settle"])
+def test_a_repetition_needs_a_valid_authorization_too(world: World, operation: str) -> None:
+    with freeze_time("2026-03-01 12:00:00") as clock:
+        request = request_for(world, operation)
+        authorization = world.authorize(request)
+        first = world.send(request, authorization=authorization)
+        assert world.send(request, authorization=authorization) == first
+        clock.tick(timedelta(minutes=5))
+        for service in (world.wallets, world.service()):
+            for wrong in (None, authorization, world.authorize(request, reason="another_reason")):
+                error = refusal_of(lambda s=service, w=wrong: world.send(request, s, authorization=w))
+                assert type(error) is InvalidAuthorizationError
+            assert world.send(request, service) == first
+
+
+def cached(world: World, wallets: WalletService, request: Any) -> bool:
+    """Whether the repetition is answered without a look into the database."""
+    with statements(world.database) as seen:
+        answer = world.send(request, wallets)
+    assert answer.replayed is True
+    return not seen
+
+
+@operations
+def test_the_cache_saves_the_read_until_its_time_is_over_and_the_ledger_answers_for_ever(
+    world: World, operation: str
+) -> None:
+    wallets = world.service(config=WalletConfig(idempotency_cache_ttl_s=60))
+    with freeze_time("2026-03-01 12:00:00") as clock:
+        request = request_for(world, operation)
+        first = world.send(request, wallets)
+        clock.tick(59)
+        with nothing_happens(world):
+            assert cached(world, wallets, request)
+            clock.tick(1)
+            assert not cached(world, wallets, request)
+            assert cached(world, wallets, request), "what the ledger has answered is kept again"
+            clock.tick(timedelta(days=3650))
+            assert not cached(world, wallets, request)
+            assert world.send(request, wallets) == first
+            other = replace(request, reason="another_reason")
+            clock.tick(61)
+            assert type(refusal_of(world.send, other, wallets)) is IdempotencyConflictError
+
+
+@pytest.mark.parametrize(
+    ("size", "ttl", "kept"), [(0, 300, [False, False]), (1, 300, [False, True]), (2, 0, [False, False])]
+)
+def test_the_cache_keeps_no_more_than_it_may(world: World, size: int, ttl: int, kept: list[bool]) -> None:
+    wallets = world.service(config=WalletConfig(idempotency_cache_size=size, idempotency_cache_ttl_s=ttl))
+    with freeze_time("2026-03-01 12:00:00"):
+        requests = [world.credit_request(), world.credit_request()]
+        for request in requests:
+            world.send(request, wallets)
+        assert [cached(world, wallets, request) for request in reversed(requests)] == kept[::-1]
+
+
+def test_a_refusal_is_not_cached(world: World) -> None:
+    request = world.hold_request(amount=30)
+    refusal_of(world.send, request)
+    world.service().credit_user(world.credit_request(amount=30))
+    assert world.send(request).replayed is False
+
+
+def test_a_service_that_saw_nothing_done_finds_what_another_has_done_meanwhile(world: World) -> None:
+    other = world.service()
+    request = world.hold_request(amount=30)
+    refusal_of(world.send, request)
+    world.credit(amount=30)
+    first = world.send(request, other)
+    answer = world.send(request)
+    assert (answer, answer.replayed, len(world.events)) == (first, True, 2)
