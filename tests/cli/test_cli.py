@@ -101,7 +101,7 @@ def assert_a_whole_evening(output: str) -> None:
     assert "sends the same request again: the same answer, and nothing moved" in output
     assert re.search(r"ana asks for more than there is: refused, \d+ points are required, \d+ are available", output)
     assert "what the creators have earned" in output
-    assert "the last 8 lines of user:ana (points)" in output
+    assert re.search(r"^the last [1-8] lines of user:ana \(points\)", output, re.MULTILINE)
     assert output.splitlines()[-2].startswith("the books balance (points): entries sum to 0; held escrow ")
     assert output.splitlines()[-1].startswith("the books balance (stars): entries sum to 0; held escrow ")
 
@@ -497,6 +497,11 @@ def test_a_mistyped_file_is_not_created(command: Command, tmp_path: Path, argume
     ):
         assert "there is no database file" in command(*arguments, "--database", url).refused()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_named_as_a_sqlite_uri_is_found(command: Command, sqlite_url: str) -> None:
+    uri = sqlite_url.replace("sqlite:///", "sqlite:///file:") + "?uri=true"
+    command("balance", "user:ana", "--database", uri).succeeded()
 
 
 @pytest.mark.parametrize("arguments", READERS, ids=lambda value: value[0])

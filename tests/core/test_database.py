@@ -77,6 +77,7 @@ def unusable() -> list[Any]:
         Path("points.db"),
         object(),
         f"mysql://app:{SECRET}@db.example/points",
+        f"mysql://app@db.example/points?password={SECRET}",
         f"oracle+nonsense://app:{SECRET}@db.example/points",
         f"postgresql+psycopg2://app:{SECRET}@db.example/points",
         f"postgresql+asyncpg://app:{SECRET}@db.example/points",

@@ -5,13 +5,16 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.progress import Progress
 from sqlalchemy import text
 
 from points_platform.cli import run
@@ -198,6 +201,32 @@ def test_an_interrupted_run_is_one_line_and_the_next_one_completes_it(
     assert moved + replayed == OPERATIONS
     assert replayed >= 3 + 4 + 5 + 4
     assert "earnings 430" in outcome.out
+
+
+def test_an_interrupt_leaves_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, released = [], threading.Event()
+
+    def work(item: int) -> list[Any]:
+        begun.append(item)
+        assert item == 0 or released.wait(timeout=60)
+        return []
+
+    class Interrupted(Progress):
+        def track(self, sequence: Any, *_: Any, **__: Any) -> Any:
+            yield next(iter(sequence))
+            raise KeyboardInterrupt
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            released.set()
+            super().shutdown(wait=wait)
+
+    monkeypatch.setattr(EXAMPLE, "Progress", Interrupted)
+    monkeypatch.setattr(EXAMPLE, "ThreadPoolExecutor", Pool)
+    with pytest.raises(KeyboardInterrupt):
+        EXAMPLE.in_threads("items", work, range(50), workers=1)
+    assert begun in ([0], [0, 1])
 
 
 def test_ctrl_c_ends_the_program_cleanly(tmp_path: Path, sqlite_url: str) -> None:

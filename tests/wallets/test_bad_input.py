@@ -60,6 +60,13 @@ class Hostile:
     __hash__ = None  # type: ignore[assignment]
 
 
+class Impostor(Hostile):
+    """Bears the name of a type that is usually shown item by item."""
+
+
+Impostor.__name__ = "list"
+
+
 class Count(int):
     """An int that is no plain int."""
 
@@ -95,7 +102,21 @@ def sized(size: int) -> dict[str, str]:
     return {"a": "x" * (size - len('{"a":""}'))}
 
 
-ANYTHING: list[Any] = [True, 1.0, b"ana", [], {}, (), set(), object(), Decimal(1), 10**5000, float("nan"), Hostile()]
+ANYTHING: list[Any] = [
+    True,
+    1.0,
+    b"ana",
+    [],
+    {},
+    (),
+    set(),
+    object(),
+    Decimal(1),
+    10**5000,
+    float("nan"),
+    Hostile(),
+    Impostor(),
+]
 BAD_TEXT: list[Any] = [
     *ANYTHING,
     None,

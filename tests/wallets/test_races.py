@@ -211,42 +211,30 @@ def test_a_hold_that_waits_while_points_arrive_is_served_with_them(
 
 
 @sending
-@pytest.mark.parametrize("operation", ["settle", "refund", "partial_settle"])
 def test_an_end_that_waits_while_another_ends_the_hold_is_already_processed(
-    here: World, send: Callable[[World, Any], Any], operation: str
+    here: World, send: Callable[[World, Any], Any]
 ) -> None:
-    request = ready(here, operation)
-    here.credit()
-    here.hold(amount=100)  # so that the escrow balance alone would let the hold end twice
-    with elsewhere(here) as (wallets, session):
-        here.send(here.refund_request(request.escrow_id), wallets, session=session)
-        answer = while_it_waits(here, partial(send, here, request), session.commit)
-    assert isinstance(answer, EscrowAlreadyProcessedError)
-    assert answer.details == {"escrow_id": request.escrow_id, "status": "refunded"}
+    here.credit(amount=1000)
+    here.hold(amount=1000)  # so that the escrow balance alone would let a hold end twice
+    for operation in ("settle", "refund", "partial_settle"):
+        request = ready(here, operation)
+        with elsewhere(here) as (wallets, session):
+            here.send(here.refund_request(request.escrow_id), wallets, session=session)
+            answer = while_it_waits(here, partial(send, here, request), session.commit)
+        assert isinstance(answer, EscrowAlreadyProcessedError), operation
+        assert answer.details == {"escrow_id": request.escrow_id, "status": "refunded"}
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_retry_that_waits_for_its_row_lock_finds_what_its_twin_committed_meanwhile(
-    on_postgresql: World, operation: str
-) -> None:
+def test_a_retry_that_waits_for_its_row_lock_finds_what_its_twin_committed_meanwhile(on_postgresql: World) -> None:
     """The first attempt fails; before the retry locks, the twin has changed the rows and not yet committed."""
     here = on_postgresql
-    if operation == "credit":
-        here.credit(amount=1)  # so that there is a wallet to lock
-    request = ready(here, operation)
-    twins: list[Any] = []
-    with elsewhere(here) as (wallets, session):
-
-        def twin() -> None:
-            twins.append(here.send(request, wallets, session=session))
-
-        with (
-            failing_once(here, FIRST_WRITE[operation], "40001"),
-            meddling(here, "FOR UPDATE", twin) as statements,
-        ):
-            answer = while_it_waits(here, partial(here.send, request), session.commit)
-    assert (answer, answer.replayed) == (twins[0], True)
-    assert "FOR UPDATE" not in statements[-1], "the read that decides is a statement after the lock"
+    here.credit("user-of-credit")  # so that there is a wallet to lock
+    for operation, request in one_of_each(here):
+        with elsewhere(here) as (wallets, session):
+            twin = partial(here.send, request, wallets, session=session)
+            with failing_once(here, FIRST_WRITE[operation], "40001"), meddling(here, "FOR UPDATE", twin):
+                answer = while_it_waits(here, partial(here.send, request), session.commit)
+            assert (answer, answer.replayed) == (here.send(request, wallets), True), operation
 
 
 @pytest.mark.parametrize("credited_before", [0, 1])
@@ -341,25 +329,24 @@ def test_a_changed_wallet_without_retries_is_an_optimistic_lock_error_that_chang
     assert here.send(request).replayed is False, "the key was not consumed"
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("retries", [0, 1, 3])
-def test_rows_that_stay_locked_exhaust_the_retries_and_change_nothing(url: str, operation: str, retries: int) -> None:
+@pytest.mark.parametrize("retries", [0, 3])
+def test_rows_that_stay_locked_exhaust_the_retries_and_change_nothing(url: str, retries: int) -> None:
     engine = create_engine(url)
     with Database(engine, lock_timeout_ms=1) as database:
         if database.is_sqlite:
             event.listen(engine, "connect", lambda connection, record: connection.execute("PRAGMA busy_timeout = 1"))
         world = World(database, config=WalletConfig(max_retry_attempts=retries, retry_backoff_ms=1))
-        world.credit(amount=1)
-        request = ready(world, operation)
-        before = world.snapshot()
-        with elsewhere(world) as (wallets, session):
-            world.send(type(request)(**vars(request) | {"idempotency_key": "other"}), wallets, session=session)
-            with pytest.raises(OptimisticLockError) as error:
-                world.send(request)
-            assert error.value.details == {"attempts": retries + 1}
-            session.rollback()
-        assert world.snapshot() == before
-        assert world.send(request).replayed is False, "the key was not consumed"
+        world.credit("user-of-credit")
+        for operation, request in one_of_each(world):
+            before = world.snapshot()
+            with elsewhere(world) as (wallets, session):
+                world.send(type(request)(**vars(request) | {"idempotency_key": "other"}), wallets, session=session)
+                with pytest.raises(OptimisticLockError) as error:
+                    world.send(request)
+                session.rollback()
+            assert error.value.details == {"attempts": retries + 1}, operation
+            assert world.snapshot() == before, operation
+            assert world.send(request).replayed is False, f"{operation}: the key was not consumed"
         recount(database)
     engine.dispose()
 
