@@ -1,23 +1,23 @@
-"""The one place that opens connections, commits, retries, and says what a driver's error means."""
+"""The one place that begins, commits and retries."""
 
 import logging
 import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
-import psycopg
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, event, insert, inspect, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
-from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import col
 
-from .errors import InvalidRequestError, OptimisticLockError, SchemaVersionError, StorageUnavailableError, WalletError
+from .engines import READ_ONLY, create, prepare
+from .errors import InvalidRequestError, SchemaVersionError
+from .failures import Stale, is_schema_race, is_transient, is_unique_violation, translate, translated
 from .models import SCHEMA_VERSION, Base, SchemaVersionRow
 
 T = TypeVar("T")
@@ -25,31 +25,8 @@ Attempt = Callable[[Connection, bool], T]
 
 log = logging.getLogger(__name__)
 
-# PostgreSQL: serialization failure, deadlock, lock timeout, and a unique violation, which among our own
-# writes can only be an idempotency key or a row made at the same time: the next read answers it.
-UNIQUE_VIOLATION = "23505"
-CONFLICTS = {"40001", "40P01", "55P03", UNIQUE_VIOLATION}
-# Connection exceptions, shutdown, crash, start-up, too many clients.
-LOST = {"08000", "08001", "08003", "08004", "08006", "08007", "57P01", "57P02", "57P03", "53300"}
-# SQLite: busy and locked (primary codes), and violations of a unique index or primary key (extended codes).
-SQLITE_CONFLICTS = {5, 6}
-SQLITE_UNIQUE_VIOLATIONS = {1555, 2067}
-# Two create_schema() at once: duplicate table, object, function, or a row of the catalogue.
-SCHEMA_RACES = {"42P07", "42710", "42723", "XX000"}
-
-SQLITE_PRAGMAS = (
-    "busy_timeout = 10000",
-    "journal_mode = WAL",
-    "synchronous = FULL",
-    "recursive_triggers = ON",  # without it INSERT OR REPLACE deletes rows past the append-only triggers
-)
-READ_ONLY = "points_platform_read_only"
 JOINED_ATTEMPTS = 2
 MAX_DOUBLINGS = 10
-
-
-class Stale(Exception):  # noqa: N818 - a state of affairs, not a mistake
-    """What an attempt has read is no longer so. Never leaves this module's loops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +58,24 @@ class Database:
                 field="lock_timeout_ms", value=lock_timeout_ms, expected="a whole number of milliseconds from 1"
             )
         self._owns_engine = not isinstance(target, Engine)
-        self.engine = target if isinstance(target, Engine) else _create_engine(target)
+        self.engine = target if isinstance(target, Engine) else create(target)
         self._lock_timeout = text(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
         self._schema_checked = False
-        _prepare(self.engine)
+        self._process = os.getpid()
+        prepare(self.engine)
         autocommit = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         self._reading = self.engine.execution_options(**{READ_ONLY: True}, **autocommit)
 
     @property
     def is_sqlite(self) -> bool:
+        """Whether it is SQLite; else it is PostgreSQL."""
         return self.engine.dialect.name == "sqlite"
 
     def close(self) -> None:
         """Close the pooled connections; a host's own engine is left to the host."""
         if self._owns_engine:
-            self.engine.dispose()
+            # A child that closed what it has inherited would end the sessions of its parent.
+            self.engine.dispose(close=os.getpid() == self._process)
 
     def __enter__(self) -> "Database":
         return self
@@ -120,16 +100,15 @@ class Database:
                         connection.execute(insert(SchemaVersionRow).values(version=SCHEMA_VERSION))
                 break
             except SQLAlchemyError as error:
-                raced = isinstance(error, DBAPIError) and (_is_conflict(error) or _code(error) in SCHEMA_RACES)
-                if last or not raced:
+                if last or not is_schema_race(error):
                     raise translate(error) from error
         self._check_schema()
 
-    def _check_schema(self) -> None:
+    def _check_schema(self, joined: Connection | None = None) -> None:
         """Once: a database of another version, or of none, is refused before anything is read or written."""
         if self._schema_checked:
             return
-        with translated(), self._reading.connect() as connection:
+        with translated(), nullcontext(joined) if joined else self._reading.connect() as connection:
             found = _schema_version(connection)
         if found != SCHEMA_VERSION:
             raise SchemaVersionError(found=found, expected=SCHEMA_VERSION)
@@ -149,9 +128,9 @@ class Database:
         connection; ``locked`` is true for every try but the first: lock, then read. Raises what the
         attempt raises, ``OptimisticLockError``, ``StorageUnavailableError``.
         """
-        self._check_schema()
         if session is not None:
             return self._join(attempt, session)
+        self._check_schema()
         for number in range(retry.attempts + 1):
             retry.pause(number)
             try:
@@ -172,12 +151,30 @@ class Database:
         for last in (False, True):
             try:
                 connection = session.connection()
+                self._check_joinable(connection)
                 with connection.begin_nested(), self._lock_waits_bounded(connection):
                     return attempt(connection, True)
             except (Stale, SQLAlchemyError) as error:
-                if last or not (isinstance(error, DBAPIError) and _is_unique_violation(error)):
+                self._give_up_what_sqlite_has_rolled_back(session)
+                if last or not is_unique_violation(error):
                     raise translate(error, attempts=JOINED_ATTEMPTS if last else 1) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _check_joinable(self, connection: Connection) -> None:
+        # On an engine that is not prepared, releasing the savepoint would commit.
+        if self.is_sqlite and connection.engine.pool is not self.engine.pool:
+            raise InvalidRequestError(
+                field="session", value=str(connection.engine), expected="bound to the engine of this Database"
+            )
+        self._check_schema(connection)
+
+    def _give_up_what_sqlite_has_rolled_back(self, session: "Session | scoped_session[Any]") -> None:
+        """On a full disk SQLite rolls back by itself; the caller must not go on as if the transaction were there."""
+        if self.is_sqlite:
+            with suppress(SQLAlchemyError):
+                connection = session.connection()
+                if not getattr(connection.connection.dbapi_connection, "in_transaction", True):
+                    connection.invalidate()
 
     def _bound_lock_waits(self, connection: Connection) -> None:
         if not self.is_sqlite:
@@ -234,114 +231,3 @@ def _listen_for_the_end(session: Session, pending: dict[object, Any]) -> None:
             pending.clear()
             for items, deliver in deliveries:
                 deliver(items)
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn whatever SQLAlchemy or the driver raises inside into one of the module's errors."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise translate(error) from error
-
-
-def translate(error: Exception, attempts: int = 1) -> WalletError:
-    """The module's error for one of the database's: contention, or a database that did not do its work."""
-    if isinstance(error, Stale) or (isinstance(error, DBAPIError) and _is_conflict(error)):
-        return OptimisticLockError(attempts=attempts)
-    cause = _code(error) if isinstance(error, DBAPIError) else None
-    return StorageUnavailableError(cause=cause or type(getattr(error, "orig", None) or error).__name__)
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether the same work may succeed in a fresh transaction; decided by code, never by message text."""
-    if isinstance(error, DBAPIError):
-        return _is_conflict(error) or _is_lost(error)
-    return isinstance(error, Stale)
-
-
-def _code(error: DBAPIError) -> str | int | None:
-    """The SQLSTATE of PostgreSQL, or the extended result code of SQLite."""
-    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorcode", None)
-
-
-def _is_conflict(error: DBAPIError) -> bool:
-    code = _code(error)
-    if isinstance(code, int):
-        return code & 0xFF in SQLITE_CONFLICTS or _is_unique_violation(error)
-    return code in CONFLICTS
-
-
-def _is_unique_violation(error: DBAPIError) -> bool:
-    return _code(error) in {UNIQUE_VIOLATION, *SQLITE_UNIQUE_VIOLATIONS}
-
-
-def _is_lost(error: DBAPIError) -> bool:
-    if error.connection_invalidated or _code(error) in LOST:
-        return True
-    # psycopg has no SQLSTATE where no server answered.
-    return isinstance(error.orig, psycopg.OperationalError) and _code(error) is None
-
-
-def _create_engine(target: str | URL) -> Engine:
-    try:
-        url = make_url(target)
-    except (ArgumentError, ValueError):
-        raise _unusable(target) from None
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
-        raise _unusable(url.drivername)
-    return create_engine(url, pool_size=16, max_overflow=16)
-
-
-def _unusable(target: object) -> InvalidRequestError:
-    # A URL may hold a password, and an error message ends in a log.
-    value = target.rpartition("@")[2] if isinstance(target, str) else target
-    return InvalidRequestError(
-        field="target",
-        value=value,
-        expected="sqlite:///a-file.db, postgresql+psycopg://…, or an Engine for one of them",
-    )
-
-
-def _prepare(engine: Engine) -> None:
-    """Install the listeners that the module relies on, once per engine; refuse an engine that cannot serve."""
-    url, dialect = engine.url, engine.dialect
-    if (dialect.name, dialect.driver) not in {("sqlite", "pysqlite"), ("postgresql", "psycopg")}:
-        raise _unusable(f"{dialect.name}+{dialect.driver}")
-    in_memory = url.database in {None, "", ":memory:"} or "memory" in (url.query.get("mode"), url.database)
-    if dialect.name == "sqlite" and in_memory:
-        raise _unusable("a database in memory, which other threads would not see")
-    if event.contains(engine, "checkout", _leave_the_parents_connections):
-        return
-    event.listen(engine, "connect", _remember_process)
-    event.listen(engine, "checkout", _leave_the_parents_connections)
-    if dialect.name == "sqlite":
-        event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-
-
-def _remember_process(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
-    record.info["pid"] = os.getpid()
-
-
-def _leave_the_parents_connections(dbapi_connection: Any, record: Any, proxy: Any) -> None:
-    """After a fork the pool makes new connections instead of talking over the parent's sockets."""
-    if record.info.get("pid", os.getpid()) != os.getpid():
-        record.dbapi_connection = proxy.dbapi_connection = None
-        raise DisconnectionError("this connection belongs to the parent process")
-
-
-def _configure_sqlite(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
-    dbapi_connection.isolation_level = None  # BEGIN is ours, see below
-    cursor = dbapi_connection.cursor()
-    for pragma in SQLITE_PRAGMAS:
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and then writes fails at once with a busy snapshot, and no timeout helps.
-    reads_only = connection.get_execution_options().get(READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN DEFERRED" if reads_only else "BEGIN IMMEDIATE")

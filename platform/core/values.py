@@ -205,9 +205,12 @@ def decode_cursor(field: str, value: Any, *kinds: type) -> list[Any]:
     """
     try:
         parts = json.loads(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)))
-        return [_READ_PART[kind](field, part) for kind, part in zip(kinds, parts, strict=True)]
+        read = [_READ_PART[kind](field, part) for kind, part in zip(kinds, parts, strict=True)]
+        if encode_cursor(*read) == value:
+            return read
     except (TypeError, ValueError, RecursionError, InvalidRequestError):
-        raise InvalidRequestError(field=field, value=value, expected="a cursor that an earlier page returned") from None
+        pass
+    raise InvalidRequestError(field=field, value=value, expected="a cursor that an earlier page returned")
 
 
 def _read_number(field: str, value: Any) -> int:

@@ -87,7 +87,8 @@ def is_legal(operation: str, movements: Iterable[Movement]) -> bool:
     )
     return (
         owners_fit
-        and sorted(made) == sorted(LEGAL_MOVEMENTS[operation])
+        and sorted(made) == sorted(LEGAL_MOVEMENTS.get(operation, ()))
+        and made != []
         and all(movement.amount > 0 for movement in movements)
     )
 

@@ -40,8 +40,10 @@ class LedgerEntryRow(Base, table=True):
     __table_args__ = (
         CheckConstraint("amount <> 0", name="ledger_entries_amount"),
         CheckConstraint(
+            # A comparison with NULL is not false, and would pass.
             "(balance_before IS NULL AND balance_after IS NULL AND wallet_version IS NULL) OR "
-            "(balance_before >= 0 AND balance_after >= 0 AND balance_after = balance_before + amount "
+            "(balance_before IS NOT NULL AND balance_after IS NOT NULL AND wallet_version IS NOT NULL "
+            "AND balance_before >= 0 AND balance_after >= 0 AND balance_after = balance_before + amount "
             "AND wallet_version >= 1)",
             name="ledger_entries_balance",
         ),
@@ -137,6 +139,7 @@ class LedgerEntry:
 
     @property
     def account(self) -> tuple[str, str]:
+        """What it is an entry on; compares equal to an ``Account``."""
         return self.account_id, self.bucket
 
 

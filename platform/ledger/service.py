@@ -16,7 +16,7 @@ from ..core.values import (
     encode_cursor,
 )
 from . import store
-from .accounts import OWNER_KIND, Account, Bucket, is_legal, net
+from .accounts import ISSUER, OWNER_KIND, Account, Bucket, is_legal, net
 from .models import LedgerEntry, LedgerTransaction, StatementLine, TransactionDraft, WalletState
 
 
@@ -33,7 +33,7 @@ class LedgerService:
 
         ``wallets`` has each touched wallet, by account id, as the write before has left it. The
         entries derive from the draft's movements, so they sum to zero. Raises ``ValueError`` for
-        movements that the operation must not make, and SQLAlchemy's ``IntegrityError`` when the
+        movements that the operation must not make and for a wallet that is not given, and SQLAlchemy's ``IntegrityError`` when the
         idempotency key has been used: ``Database.run`` answers that.
         """
         if not is_legal(draft.operation, draft.movements):
@@ -42,6 +42,8 @@ class LedgerService:
             _entry(account, amount, wallets.get(account.account_id), draft.occurred_at)
             for account, amount in net(draft.movements).items()
         )
+        if missing := [a for a in net(draft.movements) if a.account_id not in wallets and a != ISSUER]:
+            raise ValueError(f"{draft.operation} was recorded without the wallets of {missing}")
         header = {name: value for name, value in vars(draft).items() if name != "movements"}
         transaction = LedgerTransaction(**header, entries=store.in_order(entries))
         store.add(connection, transaction)

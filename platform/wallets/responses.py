@@ -10,6 +10,8 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
+    """What every response has: the transaction's id and its time."""
+
     transaction_id: str
     timestamp: datetime
     replayed: bool = field(default=False, compare=False)
@@ -17,6 +19,8 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class UserCreditResponse(Response):
+    """The user's available points before and after."""
+
     previous_balance: int
     new_available_balance: int
 
@@ -33,18 +37,24 @@ class EscrowHoldResponse(Response):
 
 @dataclass(frozen=True, kw_only=True)
 class EscrowSettleResponse(Response):
+    """What went to the model, and what it has earned in all."""
+
     settled_amount: int
     model_earned_balance: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class EscrowRefundResponse(Response):
+    """What went back to the user, and what is available now."""
+
     refunded_amount: int
     user_available_balance: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class EscrowPartialSettleResponse(Response):
+    """What went to either side, and the balances of both."""
+
     refunded_amount: int
     settled_amount: int
     user_available_balance: int

@@ -91,7 +91,7 @@ class WalletConfig:
     idempotency_cache_ttl_s: int = 300
 
     def __post_init__(self) -> None:
-        check_code("default_currency", self.default_currency)
+        object.__setattr__(self, "default_currency", check_code("default_currency", self.default_currency))
         for name, limit in CONFIG_LIMITS.items():
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= limit:
@@ -99,6 +99,7 @@ class WalletConfig:
 
     @property
     def retry(self) -> Retry:
+        """The same as the database layer takes it."""
         return Retry(attempts=self.max_retry_attempts, backoff=self.retry_backoff_ms / 1000)
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
     Table,
@@ -15,12 +16,13 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     select,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ..core.database import Stale
+from ..core.failures import Stale
 from ..core.values import MAX_POINTS
 from ..ledger import store as ledger_store
 from ..ledger.accounts import Account, Bucket, Operation, model_owner, net, user_owner
@@ -162,36 +164,14 @@ def _change_wallet(
     A change that only adds creates the wallet if it is the first. ``Stale`` if the wallet has another
     version than the given one, or the change would break a limit.
     """
-    after = {table.c[bucket]: table.c[bucket] + gain for bucket, gain in gains.items()}
-    within: list[Any] = [value >= 0 for value in after.values()] + [sum(after.values()) <= MAX_POINTS]
-    changes = {
-        **after,
-        table.c.version: table.c.version + 1,
-        # Never earlier than the change before, whatever the clocks do: history by time relies on it.
-        table.c.updated_at: case(
-            (table.c.updated_at > at, table.c.updated_at), else_=literal(at, table.c.updated_at.type)
-        ),
-    }
+    changes, within = _changes(table, gains, at)
     if version is None and min(gains.values()) >= 0:
-        first = {
-            **key,
-            **{bucket.value: gain for bucket, gain in gains.items()},
-            "version": 1,
-            "created_at": at,
-            "updated_at": at,
-        }
-        statement = _INSERT[connection.dialect.name](table).values(first)
-        statement = statement.on_conflict_do_update(
-            index_elements=[table.c[name] for name in key],
-            set_={column.name: value for column, value in changes.items()},
-            where=and_(*within),
-        )
+        statement = _upsert(connection, table, key, gains, at, changes, within)
     else:
         expected = key if version is None else {**key, "version": version}
-        statement = update(table).where(*_is(table, expected), *within).values(changes)
-    row = connection.execute(
-        statement.returning(*(table.c[b] for b in gains), table.c.version, table.c.updated_at)
-    ).first()
+        statement = update(table).where(*_is(table, expected), within).values(changes)
+    returned = (*(table.c[bucket] for bucket in gains), table.c.version, table.c.updated_at)
+    row = connection.execute(statement.returning(*returned)).first()
     if row is None:
         raise Stale
     return WalletState(
@@ -199,6 +179,36 @@ def _change_wallet(
         version=row.version,
         posted_at=row.updated_at,
     )
+
+
+def _changes(
+    table: Table, gains: Mapping[Bucket, int], at: datetime
+) -> tuple[dict[str, ColumnElement[Any]], ColumnElement[bool]]:
+    """The columns after the change, and the condition that the balances are within their limits then."""
+    after = {bucket.value: table.c[bucket] + gain for bucket, gain in gains.items()}
+    updated, now = table.c.updated_at, literal(at, table.c.updated_at.type)
+    others = {
+        "version": table.c.version + 1,
+        # Never earlier than the change before, whatever the clocks do: history by time relies on it.
+        "updated_at": case((updated > now, updated), else_=now),
+    }
+    total: ColumnElement[int] = sum(after.values(), start=literal_column("0"))
+    return {**after, **others}, and_(*(value >= 0 for value in after.values()), total <= MAX_POINTS)
+
+
+def _upsert(
+    connection: Connection,
+    table: Table,
+    key: Mapping[str, str],
+    gains: Mapping[Bucket, int],
+    at: datetime,
+    changes: Mapping[str, ColumnElement[Any]],
+    within: ColumnElement[bool],
+) -> Any:
+    first = {bucket.value: gain for bucket, gain in gains.items()}
+    times = {"created_at": at, "updated_at": at}
+    statement = _INSERT[connection.dialect.name](table).values({**key, **first, **times, "version": 1})
+    return statement.on_conflict_do_update(index_elements=[table.c[name] for name in key], set_=changes, where=within)
 
 
 _INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}

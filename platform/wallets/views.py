@@ -103,7 +103,9 @@ def _refunded(entries: Entries) -> Facts:
 
 
 def _partially_settled(entries: Entries) -> Facts:
-    return _settled(entries) | _refunded(entries)
+    facts = _settled(entries) | _refunded(entries)
+    del facts["amount"]  # there are two
+    return facts
 
 
 @dataclass(frozen=True)

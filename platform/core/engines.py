@@ -1,0 +1,102 @@
+"""Making engines, and installing what the module relies on, on its own and on the host's."""
+
+import os
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from .errors import InvalidRequestError
+
+SQLITE_PRAGMAS = (
+    "busy_timeout = 10000",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "recursive_triggers = ON",  # without it INSERT OR REPLACE deletes rows past the append-only triggers
+)
+READ_ONLY = "points_platform_read_only"
+SUPPORTED = {("sqlite", "pysqlite"), ("postgresql", "psycopg")}
+
+
+def create(target: str | URL) -> Engine:
+    """The engine for a URL. Raises ``InvalidRequestError`` for one that cannot serve."""
+    try:
+        url = make_url(target)
+    except (ArgumentError, ValueError):
+        # Not shown: it may hold a password in a place that only its author knows.
+        raise _unusable("a text that is no URL" if isinstance(target, str) else target) from None
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
+        raise _unusable(url.drivername)
+    _check_file(url)
+    try:
+        return create_engine(url, pool_size=16, max_overflow=16)
+    except (TypeError, ValueError, ArgumentError):
+        raise _unusable(f"{url.drivername} with options that it does not know") from None
+
+
+def prepare(engine: Engine) -> None:
+    """Install the listeners that the module relies on, once per engine.
+
+    Raises ``InvalidRequestError`` for an engine that cannot serve.
+    """
+    dialect = engine.dialect
+    if (dialect.name, dialect.driver) not in SUPPORTED:
+        raise _unusable(f"{dialect.name}+{dialect.driver}")
+    _check_file(engine.url)
+    # An engine with options shares its pool with the one behind it, so that one needs the listeners too.
+    engine = getattr(engine, "_proxied", engine)
+    if event.contains(engine, "checkout", _leave_the_parents_connections):
+        return
+    event.listen(engine, "connect", _remember_process)
+    event.listen(engine, "checkout", _leave_the_parents_connections)
+    if dialect.name == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+
+
+def _check_file(url: URL) -> None:
+    if url.get_backend_name() != "sqlite":
+        return
+    file = url.database or ""
+    if file in {"", "file:"} or ":memory:" in file or "memory" in url.query.get("mode", ""):
+        raise _unusable("a database in memory, which other threads would not see")
+    if "\0" in file:
+        raise _unusable("the name of a file with a NUL")
+
+
+def _unusable(value: object) -> InvalidRequestError:
+    return InvalidRequestError(
+        field="target",
+        value=value,
+        expected="sqlite:///a-file.db, postgresql+psycopg://…, or an Engine for one of them",
+    )
+
+
+def _remember_process(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    record.info["pid"] = os.getpid()
+
+
+def _leave_the_parents_connections(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+    """After a fork the pool makes new connections instead of talking over the parent's sockets."""
+    if record.info.get("pid", os.getpid()) != os.getpid():
+        record.dbapi_connection = proxy.dbapi_connection = None
+        raise DisconnectionError("this connection belongs to the parent process")
+
+
+def _configure_sqlite(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    dbapi_connection.isolation_level = None  # BEGIN is ours, see below
+    cursor = dbapi_connection.cursor()
+    for pragma in SQLITE_PRAGMAS:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    if getattr(connection.connection.dbapi_connection, "in_transaction", False):
+        return  # a host has begun it by a listener of its own
+    # A transaction that reads first and then writes fails at once with a busy snapshot, and no timeout helps.
+    reads_only = connection.get_execution_options().get(READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN DEFERRED" if reads_only else "BEGIN IMMEDIATE")

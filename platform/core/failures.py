@@ -1,0 +1,78 @@
+"""What an error of SQLAlchemy or a driver means: decided by code, never by message text."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from .errors import OptimisticLockError, StorageUnavailableError, WalletError
+
+# PostgreSQL: serialization failure, deadlock, lock timeout, and a unique violation, which among our own
+# writes can only be an idempotency key or a row made at the same time: the next read answers it.
+UNIQUE_VIOLATION = "23505"
+CONFLICTS = {"40001", "40P01", "55P03", UNIQUE_VIOLATION}
+# Connection exceptions, shutdown, crash, start-up, too many clients.
+LOST = {"08000", "08001", "08003", "08004", "08006", "08007", "57P01", "57P02", "57P03", "53300"}
+# SQLite: busy and locked (primary codes), and violations of a unique index or primary key (extended codes).
+SQLITE_CONFLICTS = {5, 6}
+SQLITE_UNIQUE_VIOLATIONS = {1555, 2067}
+# Two create_schema() at once: duplicate table, object, function, or a row of the catalogue.
+SCHEMA_RACES = {"42P07", "42710", "42723", "XX000"}
+
+
+class Stale(Exception):  # noqa: N818 - a state of affairs, not a mistake
+    """What an attempt has read is no longer so. Never leaves the loops of ``Database``."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn whatever SQLAlchemy or the driver raises inside into one of the module's errors."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise translate(error) from error
+
+
+def translate(error: Exception, attempts: int = 1) -> WalletError:
+    """The module's error for one of the database's: contention, or a database that did not do its work."""
+    if isinstance(error, Stale) or (isinstance(error, DBAPIError) and _is_conflict(error)):
+        return OptimisticLockError(attempts=attempts)
+    cause = _code(error) if isinstance(error, DBAPIError) else None
+    return StorageUnavailableError(cause=cause or type(getattr(error, "orig", None) or error).__name__)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same work may succeed in a fresh transaction; decided by code, never by message text."""
+    if isinstance(error, DBAPIError):
+        return _is_conflict(error) or _is_lost(error)
+    return isinstance(error, Stale)
+
+
+def _code(error: DBAPIError) -> str | int | None:
+    """The SQLSTATE of PostgreSQL, or the extended result code of SQLite."""
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorcode", None)
+
+
+def _is_conflict(error: DBAPIError) -> bool:
+    code = _code(error)
+    if isinstance(code, int):
+        return code & 0xFF in SQLITE_CONFLICTS or is_unique_violation(error)
+    return code in CONFLICTS
+
+
+def is_unique_violation(error: Exception) -> bool:
+    """Whether a row with that key is there already."""
+    return isinstance(error, DBAPIError) and _code(error) in {UNIQUE_VIOLATION, *SQLITE_UNIQUE_VIOLATIONS}
+
+
+def is_schema_race(error: Exception) -> bool:
+    """Whether somebody else has created the same table, index or function at the same time."""
+    return isinstance(error, DBAPIError) and (_is_conflict(error) or _code(error) in SCHEMA_RACES)
+
+
+def _is_lost(error: DBAPIError) -> bool:
+    if error.connection_invalidated or _code(error) in LOST:
+        return True
+    # psycopg has no SQLSTATE where no server answered.
+    return isinstance(error.orig, psycopg.OperationalError) and _code(error) is None
