@@ -35,11 +35,11 @@ from points_platform.wallets import (
     EscrowPartialSettleRequest,
     EscrowRefundRequest,
     EscrowSettleRequest,
+    Response,
     TransactionReason,
     UserCreditRequest,
     WalletService,
 )
-from points_platform.wallets.responses import Response
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Response)

@@ -76,6 +76,6 @@ def _explained(database: Database) -> Iterator[None]:
     try:
         yield
     except (StorageUnavailableError, TypeError, ValueError) as error:
-        url = database.engine.url.set(query={}).render_as_string(hide_password=True)
+        url = database.engine.url.render_as_string()
         reason = error.__cause__.orig if isinstance(error.__cause__, DBAPIError) else error
         raise Refusal(f"cannot use the database {url}: {reason}") from None

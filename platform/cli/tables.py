@@ -53,9 +53,9 @@ def escrows(title: str, items: Iterable[EscrowItem]) -> Table:
 def _table(title: str, *texts: str, numbers: Iterable[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for header in texts:
-        table.add_column(header, no_wrap=True)
+        table.add_column(header)
     for header in numbers:
-        table.add_column(header, justify="right", no_wrap=True)
+        table.add_column(header, justify="right")
     return table
 
 

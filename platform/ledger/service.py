@@ -33,8 +33,8 @@ class LedgerService:
 
         ``wallets`` has each touched wallet, by account id, as the write before has left it. The
         entries derive from the draft's movements, so they sum to zero. Raises ``ValueError`` for
-        movements that the operation must not make and for a wallet that is not given, and SQLAlchemy's ``IntegrityError`` when the
-        idempotency key has been used: ``Database.run`` answers that.
+        movements that the operation must not make and for a wallet that is not given, and SQLAlchemy's
+        ``IntegrityError`` when the idempotency key has been used: ``Database.run`` answers that.
         """
         if not is_legal(draft.operation, draft.movements):
             raise ValueError(f"{draft.operation} must not make the movements {draft.movements}")

@@ -22,6 +22,7 @@ from .responses import (
     EscrowPartialSettleResponse,
     EscrowRefundResponse,
     EscrowSettleResponse,
+    Response,
     UserCreditResponse,
 )
 from .service import WalletConfig, WalletService
@@ -45,6 +46,7 @@ __all__ = [
     "QueuePartialSettlementAuthorization",
     "QueueRefundAuthorization",
     "QueueSettlementAuthorization",
+    "Response",
     "TransactionReason",
     "UserBalance",
     "UserCreditRequest",

@@ -565,6 +565,11 @@ def test_a_url_in_the_wrong_place_is_quoted_without_its_password(command: Comman
     assert "s3cret" not in line
 
 
+def test_a_failure_of_the_system_is_one_line(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert "No such file or directory" in command("demo").refused()
+
+
 def test_an_interrupt_is_one_line_and_the_status_of_a_signal(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from points_platform.core import InvalidRequestError
-from points_platform.core.database import Stale
+from points_platform.core.failures import Stale
 from points_platform.ledger import LedgerService
 from points_platform.wallets import WalletConfig, WalletService
 from support.world import World

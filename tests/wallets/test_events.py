@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from points_platform.core import InsufficientBalanceError, WalletError
-from points_platform.core.database import Stale
+from points_platform.core.failures import Stale
 from points_platform.events import (
     EVENT_TYPES,
     EscrowHeld,

@@ -14,7 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from points_platform.core import Database, OptimisticLockError, WalletError
-from points_platform.core.database import Stale
+from points_platform.core.failures import Stale
 from points_platform.events import EVENT_TYPES, EventBus, WalletEvent
 from points_platform.ledger import LedgerService
 from points_platform.queue import AuthorizationKey, QueueAuthorizer

@@ -122,6 +122,17 @@ class WalletMachine(RuleBasedStateMachine):
         )
         for user, amount, currency in holds:
             self.hold(user=user, amount=amount, currency=currency, queue_item_id="queue-1", key=None, way="own")
+        self.what_chance_may_leave_out()
+
+    def what_chance_may_leave_out(self) -> None:
+        settle: Any = self.world.settle_request(self.holds[0][0])
+        wrong: dict[str, Any] = {"amount": 31, "queue_item_id": "queue-3", "currency": "gold"}
+        while wrong:  # of several mismatches the first is named
+            self.send(replace(settle, **wrong), "own")
+            del wrong[next(iter(wrong))]
+        credit: Any = self.world.credit_request(amount=1, metadata={"n": 1})
+        for differing in ({"request_id": "request-2"}, {"metadata": {"n": True}}):
+            self.send(replace(credit, **differing), "own")
 
     @rule(user=users, amount=amounts, currency=currencies, key=keys, metadata=metadata, way=ways)
     def credit(self, user: str, amount: int, way: str, key: str | None, **options: Any) -> None:
