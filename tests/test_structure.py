@@ -32,7 +32,16 @@ LONGEST_FUNCTION = 40
 LONGEST_MODULE = 400
 TRANSACTION_CALLS = {"begin", "begin_nested", "begin_twophase", "commit", "rollback", "prepare"}
 STATEMENT_CALLS = {"execute", "executemany", "exec_driver_sql", "scalar", "scalars", "cursor"}
-SQL_FILES = {"store.py", "books.py", "database.py", "engines.py", "models.py"}
+SQL_FILES = {
+    "store.py",
+    "log_store.py",
+    "books.py",
+    "verify.py",
+    "rebuild.py",
+    "database.py",
+    "engines.py",
+    "models.py",
+}
 SQL_NAMES = {"select", "insert", "update", "delete", "text", "union", "union_all", "DDL"}
 
 
@@ -400,6 +409,7 @@ ERRORS = {
     "OptimisticLockError": ("optimistic_lock", True),
     "StorageUnavailableError": ("storage_unavailable", True),
     "SchemaVersionError": ("schema_version", False),
+    "LedgerDamagedError": ("ledger_damaged", False),
 }
 
 

@@ -3,7 +3,7 @@
 import re
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from random import randrange
 from typing import Annotated
@@ -12,16 +12,19 @@ import typer
 
 from ..core import Database, InvalidRequestError
 from ..core.values import MAX_PAGE, check_time, now
-from ..ledger import LedgerService
+from ..ledger import LedgerService, StatementLine
 from ..queue import AuthorizationVerifier
 from ..wallets import EscrowStatus, WalletService
 from . import tables
 from .databases import FORMS, VARIABLE, DatabaseOption, existing_database, prepared_database
 from .demo import evening
+from .ledger import commands
 from .terminal import Refusal, console, report_books, run, show
 
 AGE = re.compile(r"([0-9]{1,9})([smhd])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+COULD_NOT_RUN = 2  # verify's 1 means that there are findings
 
 app = typer.Typer(
     add_completion=False,
@@ -31,10 +34,13 @@ app = typer.Typer(
 )
 
 
+app.add_typer(commands)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; without arguments it explains itself."""
-    given = sys.argv[1:] if arguments is None else arguments
-    return run(app, given or ["--help"])
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    return run(app, given, failure=COULD_NOT_RUN if given[0] == "verify" else 1)
 
 
 def _time_or_age(text: str) -> datetime:
@@ -138,17 +144,30 @@ def statement(
         str | None,
         typer.Option(metavar="NAME", show_default=False, help="only available, escrow, earned or issued"),
     ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="all lines as CSV, oldest first")] = False,
     newest_first: Annotated[bool, typer.Option("--newest-first/--oldest-first", help="the order of the lines")] = True,
     limit: LimitOption = 50,
     after: AfterOption = None,
 ) -> None:
     """What happened to an owner's points, line by line; platform:issuer is where all of them come from."""
     with existing_database(database) as opened:
+        if as_csv:
+            tables.write_csv(_all_lines(LedgerService(opened), owner, currency, bucket))
+            return
         page = LedgerService(opened).entries(
             owner, currency, bucket=bucket, newest_first=newest_first, limit=limit, after=after
         )
     show(tables.statement(f"{owner} ({currency})", page.items))
     _hint(page.next)
+
+
+def _all_lines(ledger: LedgerService, owner: str, currency: str, bucket: str | None) -> Iterator[StatementLine]:
+    cursor = None
+    while True:
+        page = ledger.entries(owner, currency, bucket=bucket, limit=MAX_PAGE, after=cursor)
+        yield from page.items
+        if (cursor := page.next) is None:
+            return
 
 
 def _hint(cursor: str | None) -> None:

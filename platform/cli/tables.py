@@ -1,6 +1,9 @@
 """The tables that the commands print: numbers to the right, ids whole, the rows of the usual data in 80 columns."""
 
+import csv
+import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 
 from rich import box
@@ -33,6 +36,15 @@ def statement(title: str, lines: Iterable[StatementLine]) -> Table:
             f"{'' if line.balance_after is None else f'{line.balance_after:,}'}\n{line.bucket}",
         )
     return table
+
+
+def write_csv(lines: Iterable[StatementLine]) -> None:
+    """The lines of a statement on stdout, a column for each of their fields."""
+    names = [field.name for field in fields(StatementLine)]
+    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({**vars(line), "posted_at": line.posted_at.isoformat()})
 
 
 def escrows(title: str, items: Iterable[EscrowItem]) -> Table:

@@ -27,8 +27,8 @@ class Refusal(typer.TyperException):
     """A command cannot do what it was asked; its message is what the user reads."""
 
 
-def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line and return its exit status; a failure is one line on stderr and the status 1."""
+def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, failure: int = 1) -> int:
+    """Carry out a command line and return its exit status; a failure is one line on stderr and its status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter of a name
@@ -36,19 +36,19 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     try:
         status = int(get_command(app).main(list(given), standalone_mode=False) or 0)
     except typer.TyperException as error:
-        return _fail(error.format_message())
+        return _fail(error.format_message(), failure)
     except (WalletError, OSError) as error:
-        return _fail(str(error))
+        return _fail(str(error), failure)
     if status == INTERRUPTED:
         typer.echo("interrupted", err=True)
     return status
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int) -> int:
     # A URL in the wrong place is quoted by the usage error, and may hold a password.
     shown = PASSWORD.sub(r"\1\2***", " ".join(message.split()))
     typer.echo(f"error: {shown}", err=True)
-    return 1
+    return status
 
 
 def show(table: Table) -> None:

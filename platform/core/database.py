@@ -22,10 +22,12 @@ from .models import SCHEMA_VERSION, Base, SchemaVersionRow
 
 T = TypeVar("T")
 Attempt = Callable[[Connection, bool], T]
+HostSession = Session | scoped_session[Any] | None
 
 log = logging.getLogger(__name__)
 
 JOINED_ATTEMPTS = 2
+SNAPSHOT_SETTINGS = ("work_mem = '64MB'", "jit = off")
 MAX_DOUBLINGS = 10
 
 
@@ -64,6 +66,8 @@ class Database:
         self._process = os.getpid()
         prepare(self.engine)
         autocommit = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._snapshots = self.engine.execution_options(**{READ_ONLY: True}, **snapshot)
         self._reading = self.engine.execution_options(**{READ_ONLY: True}, **autocommit)
 
     @property
@@ -121,7 +125,23 @@ class Database:
         with translated(), self._reading.connect() as connection:
             yield connection
 
-    def run(self, attempt: Attempt[T], *, retry: Retry, session: "Session | scoped_session[Any] | None" = None) -> T:
+    @contextmanager
+    def snapshot(self, of: Connection | None = None) -> Iterator[Connection]:
+        """A connection for reading whole tables, whose every statement sees the same moment.
+
+        With ``of``, on PostgreSQL, the moment of another snapshot: both can be read side by side.
+        """
+        self._check_schema()
+        shared = None if of is None else of.scalar(text("SELECT pg_export_snapshot()"))
+        with translated(), self._snapshots.connect() as connection:
+            if shared is not None:
+                connection.execute(text(f"SET TRANSACTION SNAPSHOT '{shared}'"))
+            if not self.is_sqlite:
+                for setting in SNAPSHOT_SETTINGS:
+                    connection.execute(text(f"SET LOCAL {setting}"))
+            yield connection
+
+    def run(self, attempt: Attempt[T], *, retry: Retry, session: HostSession = None) -> T:
         """Carry out ``attempt(connection, locked)`` in a transaction of its own, or join the session's.
 
         In its own transaction it is committed, and tried again whole after a conflict or a lost

@@ -11,7 +11,8 @@
     ├── BalanceLimitError              a balance would exceed 2**53 - 1
     ├── OptimisticLockError            others were faster on every attempt          (retryable)
     ├── StorageUnavailableError        the database did not do what it was asked    (retryable)
-    └── SchemaVersionError             the database holds no schema, or another one
+    ├── SchemaVersionError             the database holds no schema, or another one
+    └── LedgerDamagedError             what is sealed is not there any more
 
 An operation that raises one of these has changed nothing, with one exception: after a
 ``StorageUnavailableError`` the outcome is unknown, and sending the same request with the same
@@ -127,6 +128,13 @@ class SchemaVersionError(WalletError):
         "the database has schema version {found}, this release needs {expected}; "
         "call create_schema() on an empty database, or use the release that made it"
     )
+
+
+class LedgerDamagedError(WalletError):
+    """The log names a transaction that the ledger does not have. ``details``: position."""
+
+    code = "ledger_damaged"
+    template = "position {position} of the log has lost its transaction; verify the database"
 
 
 _repr = reprlib.Repr()

@@ -38,12 +38,30 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
+def id_at(time: datetime) -> str:
+    """The smallest UUIDv7 of that millisecond: what was made earlier sorts before it."""
+    digits = f"{max(0, int(time.timestamp() * 1000)):012x}"
+    return f"{digits[:8]}-{digits[8:]}-7000-8000-000000000000"
+
+
+def time_of(uuid7: str) -> datetime:
+    """The time at which a UUIDv7 was made, by its maker's clock (RFC 9562, section 5.7)."""
+    return datetime.fromtimestamp(int(uuid7.replace("-", "")[:12], 16) / 1000, UTC)
+
+
 def check_points(field: str, value: Any) -> int:
     """A whole number of points from 1 to 2**53 - 1; a ``bool`` or ``float`` is none."""
     if type(value) is not int or not 1 <= value <= MAX_POINTS:
         raise InvalidRequestError(
             field=field, value=value, expected=f"a whole number (int) of points from 1 to {MAX_POINTS}"
         )
+    return value
+
+
+def check_count(field: str, value: Any) -> int:
+    """A whole number from 0 to 2**53 - 1: a position or a version."""
+    if type(value) is not int or not 0 <= value <= MAX_POINTS:
+        raise InvalidRequestError(field=field, value=value, expected=f"a whole number (int) from 0 to {MAX_POINTS}")
     return value
 
 
@@ -213,12 +231,8 @@ def decode_cursor(field: str, value: Any, *kinds: type) -> list[Any]:
     raise InvalidRequestError(field=field, value=value, expected="a cursor that an earlier page returned")
 
 
-def _read_number(field: str, value: Any) -> int:
-    return 0 if type(value) is int and value == 0 else check_points(field, value)
-
-
 _READ_PART: dict[type, Check] = {
     str: check_identifier,
-    int: _read_number,
+    int: check_count,
     datetime: lambda field, value: check_time(field, datetime.fromisoformat(value)),
 }

@@ -1,18 +1,35 @@
 """The append-only double-entry ledger: the one record that everything else is a view of."""
 
 from .accounts import ISSUER, Account, Bucket, Movement, Operation
-from .models import LedgerEntry, LedgerTransaction, StatementLine, TransactionDraft, WalletState
+from .models import (
+    EarningsPeriod,
+    LedgerEntry,
+    LedgerTransaction,
+    LogEntry,
+    LogHead,
+    Sealed,
+    StatementLine,
+    TransactionDraft,
+    WalletState,
+)
+from .sealing import LogReader, Sealer
 from .service import LedgerService
 
 __all__ = [
     "ISSUER",
     "Account",
     "Bucket",
+    "EarningsPeriod",
     "LedgerEntry",
     "LedgerService",
     "LedgerTransaction",
+    "LogEntry",
+    "LogHead",
+    "LogReader",
     "Movement",
     "Operation",
+    "Sealed",
+    "Sealer",
     "StatementLine",
     "TransactionDraft",
     "WalletState",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import DDL, CheckConstraint, Column, Index, Table, Text, UniqueConstraint, event
+from sqlalchemy import DDL, BigInteger, CheckConstraint, Column, Index, Table, Text, UniqueConstraint, event
 from sqlmodel import Field
 
 from ..core.models import Base, UtcDateTime, column, points, text
@@ -11,6 +11,7 @@ from ..core.values import MAX_ID_LENGTH, HasMetadata
 from .accounts import Account, Movement
 
 UUID_LENGTH = 36
+HASH_LENGTH = 64
 OWNER_LENGTH = MAX_ID_LENGTH + len("platform:")
 
 
@@ -18,6 +19,7 @@ class LedgerTransactionRow(Base, table=True):
     __tablename__ = "ledger_transactions"
     __table_args__ = (
         UniqueConstraint("owner_id", "operation", "idempotency_key", name="ledger_transactions_idempotency_key"),
+        Index("ledger_transactions_escrow", "escrow_id"),
     )
     transaction_id: str = column("transaction_id", text(UUID_LENGTH), key=True)
     owner_id: str = column("owner_id", text(OWNER_LENGTH), key=True)
@@ -48,6 +50,8 @@ class LedgerEntryRow(Base, table=True):
             name="ledger_entries_balance",
         ),
         Index("ledger_entries_account", "account_id", "currency", "bucket", "posted_at", "wallet_version"),
+        # A balance as of a version is read from it, and no version of an account is posted twice.
+        UniqueConstraint("account_id", "currency", "bucket", "wallet_version", name="ledger_entries_version"),
     )
     transaction_id: str = column("transaction_id", text(UUID_LENGTH), key=True)
     account_id: str = column("account_id", text(OWNER_LENGTH), key=True)
@@ -61,8 +65,29 @@ class LedgerEntryRow(Base, table=True):
     posted_at: datetime = column("posted_at", UtcDateTime())
 
 
+class LedgerLogRow(Base, table=True):
+    """One sealed transaction; ``hash`` is chained to the row before."""
+
+    __tablename__ = "ledger_log"
+    __table_args__ = (CheckConstraint("position >= 1", name="ledger_log_position"),)
+    position: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    transaction_id: str = Field(sa_column=Column(text(UUID_LENGTH), nullable=False, unique=True))
+    hash: str = column("hash", text(HASH_LENGTH))
+
+
+class LogReaderRow(Base, table=True):
+    """How far a named reader of the log has come."""
+
+    __tablename__ = "ledger_log_readers"
+    name: str = column("name", text(MAX_ID_LENGTH), key=True)
+    position: int = points("position")
+    updated_at: datetime = column("updated_at", UtcDateTime())
+
+
 TRANSACTIONS: Table = LedgerTransactionRow.__table__  # type: ignore[attr-defined]
 ENTRIES: Table = LedgerEntryRow.__table__  # type: ignore[attr-defined]
+LOG: Table = LedgerLogRow.__table__  # type: ignore[attr-defined]
+LOG_READERS: Table = LogReaderRow.__table__  # type: ignore[attr-defined]
 
 
 def _make_append_only(table: Table) -> None:
@@ -88,7 +113,7 @@ def _after_create(table: Table, dialect: str, *statements: str) -> None:
         event.listen(table, "after_create", ddl.execute_if(dialect=dialect))
 
 
-for _table in (TRANSACTIONS, ENTRIES):
+for _table in (TRANSACTIONS, ENTRIES, LOG):
     _make_append_only(_table)
 
 
@@ -178,3 +203,41 @@ class WalletState:
     balances: dict[str, int]
     version: int
     posted_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarningsPeriod:
+    """What a model earned from ``start`` until before ``end``, in minor units."""
+
+    start: datetime
+    end: datetime
+    earned: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogHead:
+    """The last position of the log and its hash: kept elsewhere, it proves that nothing was cut off."""
+
+    position: int
+    hash: str
+
+    def __str__(self) -> str:
+        return f"{self.position}:{self.hash}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogEntry:
+    """A sealed transaction at its place in the log."""
+
+    position: int
+    hash: str
+    transaction: LedgerTransaction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealed:
+    """What sealing did: transactions appended, transactions whose predecessor is not there (yet), the new head."""
+
+    appended: int
+    waiting: int
+    head: LogHead

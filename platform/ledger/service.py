@@ -5,26 +5,35 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from ..core.database import Database
 from ..core.errors import InvalidRequestError
 from ..core.values import (
+    MAX_POINTS,
     Page,
     check_code,
     check_identifier,
     check_limit,
+    check_reason,
+    check_time,
     decode_cursor,
     encode_cursor,
+    now,
 )
 from . import store
-from .accounts import ISSUER, OWNER_KIND, Account, Bucket, is_legal, net
-from .models import LedgerEntry, LedgerTransaction, StatementLine, TransactionDraft, WalletState
+from .accounts import ISSUER, OWNER_KIND, Account, Bucket, earned, is_legal, net
+from .models import (
+    EarningsPeriod,
+    LedgerEntry,
+    LedgerTransaction,
+    StatementLine,
+    TransactionDraft,
+    WalletState,
+)
+from .periods import period_edges
+from .sealing import LedgerLog
 
 
-class LedgerService:
-    """The append-only double-entry ledger in a ``Database``."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
+class LedgerService(LedgerLog):
+    """The append-only double-entry ledger in a ``Database``, and its log."""
 
     def record(
         self, connection: Connection, draft: TransactionDraft, wallets: Mapping[str, WalletState]
@@ -62,12 +71,28 @@ class LedgerService:
         with self.database.read() as connection:
             return store.transactions(connection, transaction_ids)
 
+    def transactions_of_escrow(self, escrow_id: str) -> list[LedgerTransaction]:
+        """The life of one hold: the hold first, then what ended it. Empty for an unknown id.
+
+        Raises ``InvalidRequestError``, ``StorageUnavailableError``.
+        """
+        check_identifier("escrow_id", escrow_id)
+        with self.database.read() as connection:
+            return store.transactions_of_escrow(connection, escrow_id)
+
     def entries(
         self,
         account_id: str,
         currency: str,
         *,
         bucket: str | None = None,
+        operation: str | None = None,
+        reason: str | None = None,
+        escrow_id: str | None = None,
+        queue_item_id: str | None = None,
+        request_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         newest_first: bool = False,
         limit: int = 50,
         after: str | None = None,
@@ -75,17 +100,67 @@ class LedgerService:
         """A page of a statement: the entries on an owner's accounts in one currency, in the order of posting.
 
         ``account_id`` is ``user:…``, ``model:…`` or ``platform:issuer``; ``bucket`` narrows it to one
-        account. Pages stay right while entries arrive, since a wallet's entries are never posted into
-        its past. Raises ``InvalidRequestError``, ``StorageUnavailableError``.
+        account, the other filters to transactions that have these values, ``since`` (inclusive) and
+        ``until`` (exclusive) to the time of posting, in any UTC offset. Pages stay right while entries
+        arrive, since a wallet's entries are never posted into its past. Raises ``InvalidRequestError``,
+        ``StorageUnavailableError``.
         """
-        accounts = _accounts(account_id, bucket)
+        values = {"operation": operation, "reason": reason, "escrow_id": escrow_id}
+        equal = _filters({**values, "queue_item_id": queue_item_id, "request_id": request_id})
+        span = tuple(None if time is None else check_time(n, time) for n, time in (("since", since), ("until", until)))
+        accounts, edge = _accounts(account_id, bucket), None if after is None else _edge(after)
         check_code("currency", currency)
-        check_limit("limit", limit)
-        edge = None if after is None else _edge(after)
+        more = check_limit("limit", limit) + 1
         with self.database.read() as connection:
-            lines = store.lines(connection, accounts, currency, limit=limit + 1, after=edge, newest=newest_first)
-        items = tuple(lines[:limit])
-        return Page(items=items, next=_cursor(items[-1]) if len(lines) > limit else None)
+            found = store.lines(
+                connection, accounts, currency, equal, span, limit=more, after=edge, newest=newest_first
+            )
+        items = tuple(found[:limit])
+        return Page(items=items, next=_cursor(items[-1]) if len(found) > limit else None)
+
+    def balance_as_of(
+        self, account: Account, currency: str, *, at: datetime | None = None, version: int | None = None
+    ) -> int:
+        """The exact balance of a user's or model's account at a time, or at a version of its wallet.
+
+        It is what the last entry until then (inclusive) has left, zero before the first. It is final
+        once every transaction that began before that time has ended. Raises ``InvalidRequestError``
+        for the platform's accounts, which have no balances, for neither or both of ``at`` and
+        ``version``, for a time in the future or a version not reached; ``StorageUnavailableError``.
+        """
+        (account,) = (
+            _accounts(*account) if isinstance(account, tuple) and len(account) == 2 else _accounts(account, None)
+        )
+        if OWNER_KIND[account.bucket] == "platform":
+            raise InvalidRequestError(field="account", value=account, expected="an account of a user or a model")
+        check_code("currency", currency)
+        if (at is None) == (version is None):
+            raise InvalidRequestError(field="at", value=at, expected="given, or else version, and not both")
+        with self.database.read() as connection:
+            if at is not None:
+                return store.balance_at(connection, account, currency, _past("at", at))
+            if type(version) is not int or version < 0:
+                raise InvalidRequestError(field="version", value=version, expected="a whole number from 0")
+            balance = store.balance_at_version(connection, account, currency, min(version, MAX_POINTS))
+        if balance is None:
+            raise InvalidRequestError(field="version", value=version, expected="a version that the wallet has reached")
+        return balance
+
+    def earnings(
+        self, model_id: str, currency: str, *, period: str, timezone: str, since: datetime, until: datetime
+    ) -> list[EarningsPeriod]:
+        """What a model earned per ``day``, ``week`` (from Monday) or ``month`` of a time zone, in one query.
+
+        The first period is the one that ``since`` falls into, the last the one before ``until``; a day
+        around a change of the clocks has 23 or 25 hours. Periods without earnings are there with zero;
+        at most 1000. ``timezone`` is a name of the IANA database. Raises ``InvalidRequestError``,
+        ``StorageUnavailableError``.
+        """
+        account = earned(check_identifier("model_id", model_id))
+        check_code("currency", currency)
+        edges = period_edges(period, timezone, check_time("since", since), check_time("until", until))
+        with self.database.read() as connection:
+            return store.earned_between(connection, account, currency, edges)
 
 
 def _entry(account: Account, amount: int, wallet: WalletState | None, occurred_at: datetime) -> LedgerEntry:
@@ -114,6 +189,19 @@ def _accounts(account_id: str, bucket: str | None) -> list[Account]:
     return [Account(account_id, Bucket(b)) for b in buckets]
 
 
+FILTERS = {
+    "operation": check_code,
+    "reason": check_reason,
+    "escrow_id": check_identifier,
+    "queue_item_id": check_identifier,
+    "request_id": check_identifier,
+}
+
+
+def _filters(given: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: FILTERS[name](name, value) for name, value in given.items() if value is not None}
+
+
 def _cursor(line: StatementLine) -> str:
     posted_at, version, transaction_id, bucket = store.place(line)
     return encode_cursor(posted_at, version, transaction_id, bucket)
@@ -122,3 +210,10 @@ def _cursor(line: StatementLine) -> str:
 def _edge(after: str) -> store.Place:
     posted_at, version, transaction_id, bucket = decode_cursor("after", after, datetime, int, str, str)
     return posted_at, version, transaction_id, bucket
+
+
+def _past(field: str, value: datetime) -> datetime:
+    time = check_time(field, value)
+    if time > now():
+        raise InvalidRequestError(field=field, value=value, expected="a time that is not in the future")
+    return time

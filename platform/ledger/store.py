@@ -3,15 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
+from itertools import groupby, pairwise
 from typing import Any
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Connection,
     FromClause,
+    Integer,
     Row,
     and_,
     bindparam,
+    column,
     func,
     insert,
     literal,
@@ -19,26 +23,45 @@ from sqlalchemy import (
     select,
     tuple_,
     union_all,
+    values,
 )
 
-from .accounts import Account
-from .models import ENTRIES, TRANSACTIONS, LedgerEntry, LedgerTransaction, StatementLine, TransactionHeader
+from .accounts import Account, Operation
+from .models import (
+    ENTRIES,
+    TRANSACTIONS,
+    EarningsPeriod,
+    LedgerEntry,
+    LedgerTransaction,
+    StatementLine,
+    TransactionHeader,
+)
 
 HEADER = [TRANSACTIONS.c[field.name] for field in fields(TransactionHeader)]
 ENTRY = [ENTRIES.c[field.name] for field in fields(LedgerEntry)]
 RECORD = [*HEADER, *ENTRY]
+OF_TRANSACTION = ENTRIES.c.transaction_id == TRANSACTIONS.c.transaction_id
 
 
 def add(connection: Connection, transaction: LedgerTransaction) -> None:
     """Write the transaction and its entries."""
-    header = {column.key: getattr(transaction, column.key) for column in HEADER}
-    connection.execute(insert(TRANSACTIONS), header)
-    common = {
-        "transaction_id": transaction.transaction_id,
-        "owner_id": transaction.owner_id,
-        "currency": transaction.currency,
-    }
-    entries = [{**common, **vars(entry)} for entry in transaction.entries]
+    add_all(connection, [transaction])
+
+
+def add_all(connection: Connection, transactions: Sequence[LedgerTransaction]) -> None:
+    """Write the transactions and their entries."""
+    headers = [{column.key: getattr(each, column.key) for column in HEADER} for each in transactions]
+    entries = [
+        {
+            "transaction_id": each.transaction_id,
+            "owner_id": each.owner_id,
+            "currency": each.currency,
+            **vars(entry),
+        }
+        for each in transactions
+        for entry in each.entries
+    ]
+    connection.execute(insert(TRANSACTIONS), headers)
     connection.execute(insert(ENTRIES), entries)
 
 
@@ -51,26 +74,36 @@ def with_recorded(source: FromClause) -> FromClause:
             TRANSACTIONS.c.operation == bindparam("operation"),
             TRANSACTIONS.c.idempotency_key == bindparam("idempotency_key"),
         ),
-    ).outerjoin(ENTRIES, ENTRIES.c.transaction_id == TRANSACTIONS.c.transaction_id)
+    ).outerjoin(ENTRIES, OF_TRANSACTION)
 
 
 def transactions(connection: Connection, ids: Sequence[str]) -> list[LedgerTransaction]:
     """The transactions of these ids that exist, by id."""
+    return _transactions(connection, TRANSACTIONS.c.transaction_id.in_(ids))
+
+
+def transactions_of_escrow(connection: Connection, escrow_id: str) -> list[LedgerTransaction]:
+    """The transactions of an escrow item: the hold, and what ended it."""
+    found = _transactions(connection, TRANSACTIONS.c.escrow_id == escrow_id)
+    return sorted(found, key=lambda transaction: transaction.operation != Operation.HOLD)
+
+
+def _transactions(connection: Connection, which: ColumnElement[bool]) -> list[LedgerTransaction]:
     statement = (
         select(*RECORD)
-        .join_from(TRANSACTIONS, ENTRIES, ENTRIES.c.transaction_id == TRANSACTIONS.c.transaction_id)
-        .where(TRANSACTIONS.c.transaction_id.in_(ids))
+        .join_from(TRANSACTIONS, ENTRIES, OF_TRANSACTION)
+        .where(which)
         .order_by(TRANSACTIONS.c.transaction_id)
     )
-    found: dict[str, list[Row[Any]]] = {}
-    for row in connection.execute(statement):
-        found.setdefault(row._mapping[TRANSACTIONS.c.transaction_id], []).append(row)
-    return [collect(rows) for rows in found.values()]
+    rows = connection.execute(statement).all()
+    return [
+        collect(list(group)) for _, group in groupby(rows, key=lambda row: row._mapping[TRANSACTIONS.c.transaction_id])
+    ]
 
 
 def collect(rows: Sequence[Row[Any]]) -> LedgerTransaction:
     """The transaction that these rows of RECORD, one for each of its entries, are."""
-    entries = (LedgerEntry(**_values(row, ENTRY)) for row in rows)
+    entries = (LedgerEntry(**_values(row, ENTRY)) for row in rows if row._mapping[ENTRIES.c.account_id] is not None)
     return LedgerTransaction(**_values(rows[0], HEADER), entries=in_order(entries))
 
 
@@ -98,39 +131,83 @@ def place(line: StatementLine) -> Place:
 
 
 def lines(
-    connection: Connection, accounts: Sequence[Account], currency: str, *, limit: int, after: Place | None, newest: bool
+    connection: Connection,
+    accounts: Sequence[Account],
+    currency: str,
+    equal: Mapping[str, str],
+    span: tuple[datetime | None, ...],
+    *,
+    limit: int,
+    after: Place | None,
+    newest: bool,
 ) -> list[StatementLine]:
     """A page of the entries on these accounts; each account is read by its own index range."""
+    wanted = [TRANSACTIONS.c[name] == value for name, value in equal.items()]
+    since, until = span
+    wanted += [ENTRIES.c.posted_at >= since] if since is not None else []
+    wanted += [ENTRIES.c.posted_at < until] if until is not None else []
+    if after is not None:
+        # The first comparison follows from the second, and is the one that an index can use.
+        edge = tuple_(*(literal(value, column.type) for value, column in zip(after, PLACE, strict=True)))
+        beyond = ENTRIES.c.posted_at <= after[0] if newest else ENTRIES.c.posted_at >= after[0]
+        wanted += [beyond, tuple_(*PLACE) < edge if newest else tuple_(*PLACE) > edge]
 
     def one(account: Account) -> Any:
-        mine = select(*ENTRIES.c).where(
-            ENTRIES.c.account_id == account.account_id,
-            ENTRIES.c.bucket == account.bucket,
-            ENTRIES.c.currency == currency,
-        )
-        if after is not None:
-            # The first comparison is implied by the second; an index can use it.
-            edge = tuple_(*(literal(value, column.type) for value, column in zip(after, PLACE, strict=True)))
-            mine = mine.where(
-                ENTRIES.c.posted_at <= after[0] if newest else ENTRIES.c.posted_at >= after[0],
-                tuple_(*PLACE) < edge if newest else tuple_(*PLACE) > edge,
-            )
-        return mine.order_by(*_direction(PLACE, newest)).limit(limit).subquery()
+        mine = select(*LINE).join_from(ENTRIES, TRANSACTIONS, OF_TRANSACTION).where(*_on(account, currency), *wanted)
+        return select(mine.order_by(*_direction(PLACE, newest)).limit(limit).subquery())
 
-    page = union_all(*(select(one(account)) for account in accounts)).subquery()
+    page = union_all(*map(one, accounts)).subquery()
     order = (page.c.posted_at, func.coalesce(page.c.wallet_version, 0), page.c.transaction_id, page.c.bucket)
-    columns = [page.c[c.key] if c.table is ENTRIES else c for c in LINE]
-    statement = (
-        select(*columns)
-        .join_from(page, TRANSACTIONS, TRANSACTIONS.c.transaction_id == page.c.transaction_id)
-        .order_by(*_direction(order, newest))
-        .limit(limit)
-    )
+    statement = select(page).order_by(*_direction(order, newest)).limit(limit)
     return [StatementLine(**row._mapping) for row in connection.execute(statement)]
 
 
 def _direction(columns: Iterable[Any], newest: bool) -> list[Any]:
     return [column.desc() if newest else column.asc() for column in columns]
+
+
+def _on(account: Account, currency: str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        ENTRIES.c.account_id == account.account_id,
+        ENTRIES.c.bucket == account.bucket,
+        ENTRIES.c.currency == currency,
+    )
+
+
+def balance_at(connection: Connection, account: Account, currency: str, at: datetime) -> int:
+    """The balance that the last entry up to that time left."""
+    last = select(ENTRIES.c.balance_after).where(*_on(account, currency), ENTRIES.c.posted_at <= at)
+    return connection.scalar(last.order_by(ENTRIES.c.posted_at.desc(), ENTRIES.c.wallet_version.desc()).limit(1)) or 0
+
+
+def balance_at_version(connection: Connection, account: Account, currency: str, version: int) -> int | None:
+    """The balance at that version of the wallet; ``None`` if the wallet has not come so far."""
+    last = select(ENTRIES.c.balance_after).where(*_on(account, currency), ENTRIES.c.wallet_version <= version)
+    last = last.order_by(ENTRIES.c.wallet_version.desc()).limit(1)
+    newest = select(func.max(ENTRIES.c.wallet_version)).where(
+        ENTRIES.c.account_id == account.account_id, ENTRIES.c.currency == currency
+    )
+    balance, reached = connection.execute(select(last.scalar_subquery(), newest.scalar_subquery())).one()
+    return None if version > (reached or 0) else balance or 0
+
+
+def earned_between(
+    connection: Connection, account: Account, currency: str, edges: Sequence[datetime]
+) -> list[EarningsPeriod]:
+    """What the account gained between each two neighbouring times, in one query."""
+    spans = list(pairwise(edges))
+    at = ENTRIES.c.posted_at.type
+    rows = values(column("number", Integer()), column("start", at), column("finish", at))
+    periods = rows.data([(number, *span) for number, span in enumerate(spans)]).cte("periods")
+    within = and_(ENTRIES.c.posted_at >= periods.c.start, ENTRIES.c.posted_at < periods.c.finish)
+    gained = and_(*_on(account, currency), ENTRIES.c.amount > 0, within)
+    statement = (
+        select(periods.c.number, *exact_sum(ENTRIES.c.amount))
+        .join_from(periods, ENTRIES, gained, isouter=True)
+        .group_by(periods.c.number)
+    )
+    sums = {number: exact(high or 0, low or 0) for number, high, low in connection.execute(statement)}
+    return [EarningsPeriod(start=start, end=end, earned=sums[n]) for n, (start, end) in enumerate(spans)]
 
 
 def exact_sum(amount: Any) -> tuple[Any, Any]:

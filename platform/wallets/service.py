@@ -10,13 +10,12 @@ import time
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from cachetools import TTLCache
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session, scoped_session
 
-from ..core.database import Retry, after_commit
+from ..core.database import HostSession, Retry, after_commit
 from ..core.errors import EscrowNotFoundError, InvalidRequestError, WalletError
 from ..core.values import (
     Page,
@@ -71,7 +70,6 @@ CONFIG_LIMITS = {
     "idempotency_cache_size": 10_000_000,
     "idempotency_cache_ttl_s": 86_400,
 }
-HostSession = Session | scoped_session[Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)

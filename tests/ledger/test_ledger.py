@@ -191,9 +191,11 @@ BROKEN_ENTRIES: list[dict[str, str]] = [
 
 def test_the_database_refuses_an_entry_that_does_not_add_up(world: World) -> None:
     world.credit()
-    whole = copied(world, "ledger_entries", transaction_id=OTHER_ID)
+    other = {"transaction_id": OTHER_ID, "wallet_version": "wallet_version + 7"}
+    whole = copied(world, "ledger_entries", **other)
     assert accepted(world, whole) == [whole]
-    broken = [copied(world, "ledger_entries", **{"transaction_id": OTHER_ID, **attack}) for attack in BROKEN_ENTRIES]
+    assert accepted(world, copied(world, "ledger_entries", transaction_id=OTHER_ID)) == [], "a version posted twice"
+    broken = [copied(world, "ledger_entries", **{**other, **attack}) for attack in BROKEN_ENTRIES]
     assert accepted(world, *broken) == []
 
 

@@ -1,0 +1,229 @@
+"""The commands that keep the ledger: seal, verify, rebuild, export, import."""
+
+import gzip
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import jwt
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from ..core.values import now
+from ..ledger import LedgerService, LogHead
+from ..ledger.transfer import export_log
+from ..ledger.verify import Finding
+from ..queue import AuthorizationKey
+from ..wallets.rebuild import Drift, apply, drifts, restore
+from ..wallets.verify import verify
+from .databases import DatabaseOption, existing_database, prepared_database
+from .terminal import Refusal, console
+
+SIGNED_FOR = "ledger-head"
+
+commands = typer.Typer()
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; compressed if it ends in .gz")]
+
+
+@commands.command(epilog="Example: points-platform seal --print-head --database sqlite:///points.db")
+def seal(
+    database: DatabaseOption = None,
+    print_head: Annotated[bool, typer.Option("--print-head", help="print only the head, to be kept elsewhere")] = False,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY.pem", show_default=False, help="print only the head, signed with an Ed25519 key"),
+    ] = None,
+) -> None:
+    """Append to the log what the ledger has gained, also what committed late."""
+    key = None if sign_with is None else _key(sign_with)
+    with existing_database(database) as opened, progress() as show:
+        sealed = LedgerService(opened).seal(progress=lambda count: show(f"{count:,} transactions sealed"))
+    if key is not None:
+        typer.echo(_signed(sealed.head, key))
+    elif print_head:
+        typer.echo(sealed.head)
+    else:
+        waiting = f", {sealed.waiting:,} wait for a predecessor" if sealed.waiting else ""
+        console.print(f"{sealed.appended:,} transactions sealed{waiting}; the head is {sealed.head}")
+
+
+@commands.command("verify", epilog="Exit status: 0 nothing found, 1 findings, 2 could not run.")
+def verify_command(
+    database: DatabaseOption = None,
+    since: Annotated[int, typer.Option(metavar="POSITION", min=0, help="only what came after this position")] = 0,
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="HEAD", show_default=False, help="a head that seal printed: finds what was cut off since"),
+    ] = None,
+    signed_by: Annotated[
+        Path | None, typer.Option(metavar="KEY.pem", show_default=False, help="the public key of a signed head")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object with a list of findings")] = False,
+) -> None:
+    """Check all invariants, the log and its chain, and that wallets and escrow items are what the ledger says."""
+    kept = None if head is None else _head(head, signed_by)
+    with existing_database(database) as opened, progress() as show:
+        findings = verify(opened, since=since, head=kept, progress=lambda check: show(f"checking {check}"))
+        count = _print_json(findings) if as_json else _print_lines(map(_finding_line, findings))
+    if not as_json:
+        console.print(f"{count:,} findings" if count else "nothing found: everything is as the ledger says")
+    if count:
+        raise typer.Exit(1)
+
+
+@commands.command(epilog="Exit status of --check: 0 all rows are right, 1 some are not.")
+def rebuild(
+    database: DatabaseOption = None,
+    check: Annotated[bool, typer.Option("--check", help="only say whether anything differs")] = False,
+    repair: Annotated[bool, typer.Option("--apply", help="put each row right, under its lock")] = False,
+) -> None:
+    """Compute wallets and escrow items from the ledger, and say what has drifted; with --apply, put it right."""
+    with existing_database(database) as opened, progress() as show:
+        show("comparing with the ledger")
+        with opened.snapshot() as connection:
+            found = drifts(connection)
+            if check:
+                drifted = next(found, None) is not None
+                console.print("rows differ from the ledger" if drifted else "every row is what the ledger says")
+                raise typer.Exit(1 if drifted else 0)
+            count = _print_lines(_repaired(drift, apply(opened, drift)) if repair else _plan(drift) for drift in found)
+    console.print(
+        f"{count:,} rows {'repaired' if repair else 'to repair, with --apply'}" if count else "nothing to repair"
+    )
+
+
+@commands.command("export", epilog="Example: points-platform export ledger.jsonl.gz --database sqlite:///points.db")
+def export_command(file: FileArgument, database: DatabaseOption = None) -> None:
+    """Seal, then write the whole log: a line for each transaction, at the end the count and the head."""
+    with existing_database(database) as opened, progress() as show:
+        LedgerService(opened).seal(progress=lambda count: show(f"{count:,} transactions sealed"))
+        unfinished = file.with_name(f".{file.name}.part")
+        try:
+            with _writing(unfinished, compressed=file.suffix == ".gz") as text:
+                head = export_log(opened, text, progress=lambda at: show(f"{at:,} transactions written"))
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    console.print(f"{head.position:,} transactions in {file}; the head is {head}")
+
+
+@commands.command("import", epilog="Example: points-platform import ledger.jsonl.gz --database sqlite:///copy.db")
+def import_command(file: FileArgument, database: DatabaseOption = None) -> None:
+    """Write an exported log into an empty database, with its wallets and escrow items; an interrupted one goes on."""
+    if not database:
+        raise Refusal("which database? give --database URL after the command's name")
+    with prepared_database(database) as opened, progress() as show, _reading(file) as text:
+        head = restore(opened, text, progress=lambda at: show(f"{at:,} transactions read"))
+    console.print(f"{head.position:,} transactions are there; the head is {head}")
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """A line on the terminal that says how far it is, and nothing where nobody watches."""
+    terminal = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda text: bar.update(task, description=text)
+
+
+def _print_lines(lines: Iterable[str]) -> int:
+    count = 0
+    for line in lines:
+        console.print(line)
+        count += 1
+    return count
+
+
+def _print_json(findings: Iterable[Finding]) -> int:
+    """Print the findings as they come, so that any number of them takes no memory."""
+    count = 0
+    sys.stdout.write('{"findings": [')
+    for finding in findings:
+        sys.stdout.write((",\n" if count else "\n") + json.dumps(vars(finding), default=str))
+        count += 1
+    sys.stdout.write("]}\n")
+    return count
+
+
+def _finding_line(finding: Finding) -> str:
+    return f"{finding.kind} {_pairs(finding.ids)}: expected {_value(finding.expected)}, found {_value(finding.found)}"
+
+
+def _plan(drift: Drift) -> str:
+    what = "insert" if drift.found is None else "delete" if drift.expected is None else "update"
+    return f"{what} {drift.table} {_pairs(drift.key)}: {_changes(drift)}"
+
+
+def _repaired(drift: Drift, changed: bool) -> str:
+    return f"{'repaired' if changed else 'was right by then:'} {drift.table} {_pairs(drift.key)}: {_changes(drift)}"
+
+
+def _changes(drift: Drift) -> str:
+    expected, found = drift.expected or {}, drift.found or {}
+    names = [name for name in expected or found if expected.get(name) != found.get(name)]
+    return ", ".join(f"{name} {_value(found.get(name))} -> {_value(expected.get(name))}" for name in names)
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _value(value: Any) -> str:
+    return f"({_pairs(value)})" if isinstance(value, dict) else str(value)
+
+
+def _key(path: Path) -> AuthorizationKey:
+    key = AuthorizationKey.of(path.read_bytes())
+    if key.algorithm != "EdDSA":
+        raise Refusal(f"{path} holds no Ed25519 key")
+    return key
+
+
+def _signed(head: LogHead, key: AuthorizationKey) -> str:
+    if key.signing is None:
+        raise Refusal("a public key cannot sign; give the private one")
+    claims = {"aud": SIGNED_FOR, "iat": int(now().timestamp()), "position": head.position, "hash": head.hash}
+    return jwt.encode(claims, key.signing, algorithm=key.algorithm, headers={"kid": key.kid})
+
+
+def _head(text: str, signed_by: Path | None) -> LogHead:
+    """A head as seal has printed it, signed or not."""
+    if signed_by is not None:
+        key = _key(signed_by)
+        try:
+            claims = jwt.decode(text, key.verifying, algorithms=[key.algorithm], audience=SIGNED_FOR)
+            return LogHead(position=claims["position"], hash=claims["hash"])
+        except (jwt.PyJWTError, KeyError):
+            raise Refusal(f"the head is not signed by {signed_by}") from None
+    position, _, digest = text.partition(":")
+    if not (position.isascii() and position.isdigit() and len(position) < 16 and len(digest) == 64):
+        raise Refusal("a head looks like 42:1f3a…, with 64 hexadecimal digits; for a signed one give --signed-by")
+    return LogHead(position=int(position), hash=digest)
+
+
+@contextmanager
+def _writing(path: Path, *, compressed: bool) -> Iterator[TextIO]:
+    # Neither a name nor a time in the file: the same ledger gives the same bytes.
+    with path.open("wb") as file:
+        binary = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) if compressed else file
+        with io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as text:
+            yield text
+            text.flush()
+            if compressed:
+                binary.close()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[TextIO]:
+    with path.open("rb") as file:
+        binary = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        with io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as text:
+            yield text

@@ -1,0 +1,190 @@
+"""Sealing the ledger's transactions into the log, and following it."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+
+from cachetools import LRUCache
+from sqlalchemy import Connection
+
+from ..core.database import Database, HostSession, Retry
+from ..core.errors import InvalidRequestError, WalletError
+from ..core.failures import Stale
+from ..core.values import check_count, check_identifier, check_limit, now
+from . import log_store
+from .log import Candidate, Wallet, chained, in_order, watermark
+from .models import LogEntry, LogHead, Sealed
+
+logger = logging.getLogger(__name__)
+
+SEAL_BATCH = 5000
+REMEMBERED_WALLETS = 100_000
+SEALING = Retry(attempts=10, backoff=0.05)
+
+
+class LedgerLog:
+    """The log of the ledger in a ``Database``."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def seal(self, *, sweep: bool = True, progress: Callable[[int], object] | None = None) -> Sealed:
+        """Append to the log what the ledger has gained; any number of sealers may run at once.
+
+        A sweep compares the whole ledger with the whole log, so that nothing is missed that committed
+        late; without it only what is near the newest sealed transaction is looked at. ``progress`` is
+        called with the number of transactions appended so far. What waits for a predecessor that is not
+        there (yet) stays unsealed. Raises ``OptimisticLockError``, ``StorageUnavailableError``.
+        """
+        with self.database.read() as connection:
+            after = "" if sweep else watermark(log_store.newest_sealed(connection))
+        appended, waiting = 0, list[Candidate]()
+        reached: LRUCache[Wallet, int] = LRUCache(REMEMBERED_WALLETS)
+        while True:
+            batch = self.database.run(partial(_seal_batch, after, waiting, reached), retry=SEALING)
+            for each in batch.sealed:
+                reached.update(each.versions)
+            appended, waiting = appended + len(batch.sealed), batch.waiting
+            if progress is not None:
+                progress(appended)
+            if batch.last is None:
+                return Sealed(appended=appended, waiting=len(waiting), head=batch.head)
+            after = batch.last
+
+    def head(self) -> LogHead:
+        """The log's last position and hash; position 0 for an empty log. Raises ``StorageUnavailableError``."""
+        with self.database.read() as connection:
+            return log_store.head(connection)
+
+    def read_log(self, after: int = 0, limit: int = 100) -> list[LogEntry]:
+        """The sealed transactions after that position, with their entries, in the order of the log.
+
+        Every transaction is in the log once, and each wallet's transactions are in the order of its
+        versions; the order of transactions that share no wallet means nothing. Raises
+        ``InvalidRequestError``, ``LedgerDamagedError`` where a sealed transaction is missing,
+        ``StorageUnavailableError``.
+        """
+        check_count("after", after)
+        check_limit("limit", limit)
+        with self.database.read() as connection:
+            return log_store.read(connection, after, limit)
+
+    def reader(self, name: str) -> "LogReader":
+        """A reader of the log whose position is kept in the database under that name."""
+        return LogReader(self, check_identifier("name", name))
+
+
+class LogReader:
+    """Follows the log, and remembers in the database how far it has come."""
+
+    def __init__(self, log: "LedgerLog", name: str) -> None:
+        self._log = log
+        self._name = name
+
+    @property
+    def position(self) -> int:
+        """The last position that was moved to, 0 at first. Raises ``StorageUnavailableError``."""
+        with self._log.database.read() as connection:
+            return log_store.reader_position(connection, self._name) or 0
+
+    def read(self, limit: int = 100) -> list[LogEntry]:
+        """What follows the position; the same again until ``move`` is called. Raises as ``read_log``."""
+        return self._log.read_log(self.position, limit)
+
+    def move(self, position: int, *, seen: int, session: HostSession = None) -> None:
+        """Remember that everything up to ``position`` is done, if the reader still stands at ``seen``.
+
+        In the caller's ``session`` it commits together with what the caller did with the entries, so
+        each is acted on exactly once. Raises ``InvalidRequestError``; ``OptimisticLockError`` if another
+        process has moved the same reader; ``StorageUnavailableError``.
+        """
+        check_count("seen", seen)
+        if check_count("position", position) < seen:
+            raise InvalidRequestError(field="position", value=position, expected="not before the one seen")
+        self._log.database.run(partial(self._move, position, seen), retry=SEALING, session=session)
+
+    def _move(self, position: int, seen: int, connection: Connection, locked: bool) -> None:
+        stands_at = log_store.reader_position(connection, self._name)
+        if (stands_at or 0) != seen or not log_store.move_reader(
+            connection, self._name, seen=stands_at, position=position, at=now()
+        ):
+            raise Stale
+
+
+class Sealer:
+    """A thread that seals what the ledger gains; any number of them may run, in any processes.
+
+    Every ``interval`` seconds it takes what is near the end of the log, and each ``sweep_every`` rounds
+    it sweeps. What sealing raises is logged, and tried again in the next round. A context manager.
+    """
+
+    def __init__(self, log: LedgerLog, *, interval: float = 1.0, sweep_every: int = 600) -> None:
+        self._log = log
+        self._interval = interval
+        self._sweep_every = sweep_every
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ledger-sealer", daemon=True)
+
+    def start(self) -> None:
+        """Start sealing, with a sweep first."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the batch at hand, and wait for that."""
+        self._stopping.set()
+        self._thread.join()
+
+    def __enter__(self) -> "Sealer":
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        for number in count():
+            try:
+                self._log.seal(sweep=number % self._sweep_every == 0)
+            except WalletError:
+                logger.warning("sealing failed; it is tried again", exc_info=True)
+            if self._stopping.wait(self._interval):
+                return
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    sealed: list[Candidate]
+    waiting: list[Candidate]
+    last: str | None
+    head: LogHead
+
+
+def _seal_batch(
+    after: str, waiting: list[Candidate], reached: Mapping[Wallet, int], connection: Connection, locked: bool
+) -> _Batch:
+    head = log_store.head(connection, lock=locked)
+    found = log_store.unsealed(connection, after, SEAL_BATCH)
+    candidates = [*log_store.still_unsealed(connection, waiting), *found]
+    ready = in_order(candidates, partial(_sealed, connection, reached))
+    rows, last_hash = [], head.hash
+    for each in ready:
+        last_hash = chained(last_hash, each.digest)
+        rows.append((each.transaction_id, last_hash))
+    if rows:
+        log_store.append(connection, head.position, rows)
+    done = {each.transaction_id for each in ready}
+    return _Batch(
+        sealed=ready,
+        waiting=[each for each in candidates if each.transaction_id not in done],
+        last=found[-1].transaction_id if len(found) == SEAL_BATCH else None,
+        head=LogHead(position=head.position + len(rows), hash=last_hash),
+    )
+
+
+def _sealed(connection: Connection, reached: Mapping[Wallet, int], wanted: dict[Wallet, int]) -> set[Wallet]:
+    """Which wallets have that version in the log; the log only grows, so what was seen there is there."""
+    unknown = {wallet: version for wallet, version in wanted.items() if reached.get(wallet, 0) < version}
+    return (wanted.keys() - unknown.keys()) | log_store.sealed_versions(connection, unknown)

@@ -1,0 +1,183 @@
+"""Carrying a ledger from one database to another: the log as JSON lines, each line checked as it is read.
+
+A line is one transaction with its entries, at its position and with its hash; the last line has the count
+and the head. What is read is held against the chain of hashes, so a line that was changed, lost, added or
+moved is refused by its number.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from itertools import islice
+from typing import Any, TextIO
+
+from sqlalchemy import Connection
+
+from ..core.database import Database, Retry
+from ..core.errors import InvalidRequestError
+from . import log_store, store
+from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, chained, digest, time_text
+from .models import LedgerEntry, LedgerTransaction, LogEntry, LogHead
+
+BATCH = 1000
+IMPORTING = Retry(attempts=0, backoff=0)
+NUMBERS = {"amount", "balance_before", "balance_after", "wallet_version"}
+TIMES = {"occurred_at", "posted_at"}
+REQUIRED = {"amount", *TIMES, *ENTRY_FIELDS[:2], *HEADER_FIELDS[:7]}
+
+
+def export_log(
+    database: Database, file: TextIO, *, progress: Callable[[int], object] = lambda position: None
+) -> LogHead:
+    """Write the log to a text file, and return its head. Seal first: what is not sealed is not exported.
+
+    Raises ``LedgerDamagedError``, ``StorageUnavailableError``.
+    """
+    head = GENESIS
+    with database.snapshot() as connection:
+        for entry in log_store.read_on(connection, 0):
+            file.write(_line(entry))
+            head = LogHead(position=entry.position, hash=entry.hash)
+            progress(head.position)
+    file.write(_json({"count": head.position, "hash": head.hash}))
+    return head
+
+
+def import_log(
+    database: Database,
+    file: Iterable[str],
+    *,
+    finish: Callable[[Connection], object],
+    progress: Callable[[int], object] = lambda position: None,
+) -> LogHead:
+    """Write an exported log into an empty database, and return its head.
+
+    It is committed in batches; after an interruption, importing the same file again goes on where it
+    stopped. ``finish`` is called in the transaction of the last batch. Raises ``InvalidRequestError``
+    that names the line, for a damaged or cut file and for one that the database's own log contradicts;
+    ``StorageUnavailableError``.
+    """
+    entries = _checked(file)
+    reached = GENESIS
+    with database.read() as connection:
+        present = log_store.head(connection)
+        if log_store.unsealed(connection, "", 1):
+            raise InvalidRequestError(
+                field="database", value="a ledger", expected="empty, or holding a part of this log"
+            )
+    for entry in islice(entries, present.position):
+        reached = LogHead(position=entry.position, hash=entry.hash)
+    if reached != present:
+        raise InvalidRequestError(
+            field="database", value=str(present), expected=f"a part of this log, which has {reached}"
+        )
+    batch = list(islice(entries, BATCH))
+    while batch:
+        following = list(islice(entries, BATCH))
+        _write(database, batch, None if following else finish)
+        reached = LogHead(position=batch[-1].position, hash=batch[-1].hash)
+        progress(reached.position)
+        batch = following
+    return reached
+
+
+def _write(database: Database, batch: list[LogEntry], finish: Callable[[Connection], object] | None) -> None:
+    def attempt(connection: Connection, locked: bool) -> None:
+        store.add_all(connection, [entry.transaction for entry in batch])
+        rows = [(entry.transaction.transaction_id, entry.hash) for entry in batch]
+        log_store.append(connection, batch[0].position - 1, rows)
+        if finish is not None:
+            finish(connection)
+
+    database.run(attempt, retry=IMPORTING)
+
+
+def _checked(file: Iterable[str]) -> Iterator[LogEntry]:
+    """The entries of a file, each proved by the chain up to its line."""
+    head = GENESIS
+    lines = _numbered(file)
+    for number, line in lines:
+        content = _parsed(number, line)
+        if "count" in content:
+            if line != _json({"count": head.position, "hash": head.hash}):
+                raise _damaged(number, f"the count {head.position} and the hash {head.hash}")
+            for extra, _ in lines:
+                raise _damaged(extra, "nothing after the count")
+            return
+        transaction = _transaction(number, content)
+        head = LogHead(position=head.position + 1, hash=chained(head.hash, digest(transaction)))
+        entry = LogEntry(position=head.position, hash=head.hash, transaction=transaction)
+        if _line(entry) != line:
+            raise _damaged(number, "the transaction that its hash stands for")
+        yield entry
+    raise _damaged(head.position + 1, "the count; the file is cut")
+
+
+def _numbered(file: Iterable[str]) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        for line in file:
+            number += 1
+            yield number, line
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise _damaged(number + 1, "readable text") from error
+
+
+def _parsed(number: int, line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise _damaged(number, "a JSON object")
+    return content
+
+
+def _transaction(number: int, content: dict[str, Any]) -> LedgerTransaction:
+    try:
+        header = {name: _value(name, content["transaction"][name]) for name in HEADER_FIELDS}
+        entries = [{name: _value(name, entry[name]) for name in ENTRY_FIELDS} for entry in content["entries"]]
+        return LedgerTransaction(**header, entries=tuple(LedgerEntry(**entry) for entry in entries))
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(number, "a transaction with its entries") from None
+
+
+def _value(name: str, value: Any) -> Any:
+    if value is None and name not in REQUIRED:
+        return None
+    if type(value) is not (int if name in NUMBERS else str):
+        raise TypeError(name)
+    if (isinstance(value, int) and not -(2**63) <= value < 2**63) or (isinstance(value, str) and "\0" in value):
+        raise ValueError(name)  # what no database of ours can hold
+    return datetime.fromisoformat(str(value)) if name in TIMES else value
+
+
+def _other_ledger(value: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        field="database", value=value, expected="empty, or left by an interrupted import of this log"
+    )
+
+
+def _damaged(number: int, expected: str) -> InvalidRequestError:
+    return InvalidRequestError(field=f"line {number}", value="something else", expected=expected)
+
+
+def _line(entry: LogEntry) -> str:
+    transaction = entry.transaction
+    return _json(
+        {
+            "position": entry.position,
+            "hash": entry.hash,
+            "transaction": {name: _plain(getattr(transaction, name)) for name in HEADER_FIELDS},
+            "entries": [{name: _plain(getattr(e, name)) for name in ENTRY_FIELDS} for e in transaction.entries],
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    return time_text(value) if isinstance(value, datetime) else value
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -1,0 +1,83 @@
+"""Verifying a whole database: the ledger, its log, and whether wallets and escrow items are what the ledger says."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from sqlalchemy import Connection, func, select
+
+from ..core.database import Database
+from ..ledger.models import LogHead
+from ..ledger.verify import LEDGER_CHECKS, MOST_FINDINGS, SEAL_CHECKS, Check, Finding, check_head
+from .models import ESCROW_ITEMS, USER_WALLETS, EscrowStatus
+from .rebuild import drifts
+
+ROW = {"user_wallets": "user_wallet", "model_wallets": "model_wallet", "escrow_items": "escrow_item"}
+
+
+def verify(
+    database: Database,
+    *,
+    since: int = 0,
+    head: LogHead | None = None,
+    progress: Callable[[str], object] = lambda check: None,
+) -> Iterator[Finding]:
+    """Everything that is wrong in the database, from one consistent snapshot, also of a live one.
+
+    ``since`` narrows it to what came after that position of the log; ``head`` is one that was kept
+    elsewhere, without which a log that was cut at its end, or replaced as a whole, cannot be told from a
+    shorter or another one. ``progress`` is called with the name of each check before it starts. Raises
+    ``SchemaVersionError``, ``StorageUnavailableError``.
+    """
+    with database.snapshot() as connection:
+        if database.is_sqlite:
+            yield from _checked({**LEDGER_CHECKS, **SEAL_CHECKS, **WALLET_CHECKS}, connection, since, progress)
+        else:
+            # Hashing keeps one core busy for about as long as everything else keeps another one.
+            with database.snapshot(of=connection) as other, ThreadPoolExecutor(1) as threads:
+                seals = threads.submit(lambda: list(_checked(SEAL_CHECKS, other, since, progress)))
+                yield from _checked({**LEDGER_CHECKS, **WALLET_CHECKS}, connection, since, progress)
+                yield from seals.result()
+        if head is not None:
+            yield from check_head(connection, head)
+
+
+def _checked(
+    checks: dict[str, Check], connection: Connection, since: int, progress: Callable[[str], object]
+) -> Iterator[Finding]:
+    for name, check in checks.items():
+        progress(name)
+        count = 0
+        for finding in check(connection, since):
+            yield finding
+            count += 1
+        if count >= MOST_FINDINGS:
+            yield Finding(kind="more_findings", ids={"check": name}, expected=0, found=f"more than {count}")
+
+
+def _rows(connection: Connection, since: int) -> Iterator[Finding]:
+    """Wallets and escrow items that are not what the ledger says."""
+    for drift in drifts(connection, since=since):
+        what = "missing" if drift.found is None else "unexplained" if drift.expected is None else "differs"
+        yield Finding(
+            kind=f"{ROW[drift.table]}_{what}", ids=dict(drift.key), expected=drift.expected, found=drift.found
+        )
+
+
+def _held(connection: Connection, since: int) -> Iterator[Finding]:
+    """Users whose held escrow items do not sum to their escrow."""
+    held = (
+        select(ESCROW_ITEMS.c.user_id, ESCROW_ITEMS.c.currency, func.sum(ESCROW_ITEMS.c.amount).label("held"))
+        .where(ESCROW_ITEMS.c.status == EscrowStatus.HELD.value)
+        .group_by(ESCROW_ITEMS.c.user_id, ESCROW_ITEMS.c.currency)
+        .subquery()
+    )
+    sum_held = func.coalesce(held.c.held, 0)
+    same = (held.c.user_id == USER_WALLETS.c.user_id) & (held.c.currency == USER_WALLETS.c.currency)
+    statement = select(USER_WALLETS.c.user_id, USER_WALLETS.c.currency, USER_WALLETS.c.escrow, sum_held)
+    statement = statement.join_from(USER_WALLETS, held, same, isouter=True).where(USER_WALLETS.c.escrow != sum_held)
+    for user_id, currency, escrow, total in connection.execute(statement):
+        ids = {"user_id": user_id, "currency": currency}
+        yield Finding(kind="escrow_balance", ids=ids, expected=int(total), found=escrow)
+
+
+WALLET_CHECKS: dict[str, Check] = {"wallets and escrow items": _rows, "held escrow": _held}
