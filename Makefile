@@ -7,7 +7,7 @@ INSTALLED := .venv/installed-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo replay test lint check format lock clean
+.PHONY: help demo replay test lint check bench bench-short format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,9 +26,15 @@ lint: $(INSTALLED) ## formatting, lint, strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy platform
-	$(BIN)/mypy tests examples
+	$(BIN)/mypy tests examples benchmarks
 
 check: lint test ## lint, and the test suite (which also enforces the direction of imports)
+
+bench: $(INSTALLED) ## benchmarks on a PostgreSQL of their own, with a table and benchmarks/results.json (LONG=1 for more)
+	@$(BIN)/python -m benchmarks $(if $(LONG),--long)
+
+bench-short: $(INSTALLED) ## the same in small, under two minutes
+	@$(BIN)/python -m benchmarks --short
 
 format: $(INSTALLED) ## rewrite the formatting, and what lint can mend by itself
 	$(BIN)/ruff format .

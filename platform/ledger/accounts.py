@@ -37,6 +37,11 @@ ISSUER = Account("platform:issuer", Bucket.ISSUED)
 
 OWNER_KIND = {Bucket.AVAILABLE: "user", Bucket.ESCROW: "user", Bucket.EARNED: "model", Bucket.ISSUED: "platform"}
 
+# The buckets that one wallet has, and one version counts.
+WALLET_OF = {
+    bucket: [other for other, kind in OWNER_KIND.items() if kind == OWNER_KIND[bucket]] for bucket in OWNER_KIND
+}
+
 LEGAL_MOVEMENTS: dict[str, set[tuple[Bucket, Bucket]]] = {
     Operation.CREDIT: {(Bucket.ISSUED, Bucket.AVAILABLE)},
     Operation.HOLD: {(Bucket.AVAILABLE, Bucket.ESCROW)},

@@ -26,7 +26,7 @@ from sqlalchemy import (
     values,
 )
 
-from .accounts import Account, Operation
+from .accounts import WALLET_OF, Account, Operation
 from .models import (
     ENTRIES,
     TRANSACTIONS,
@@ -184,11 +184,11 @@ def balance_at_version(connection: Connection, account: Account, currency: str, 
     """The balance at that version of the wallet; ``None`` if the wallet has not come so far."""
     last = select(ENTRIES.c.balance_after).where(*_on(account, currency), ENTRIES.c.wallet_version <= version)
     last = last.order_by(ENTRIES.c.wallet_version.desc()).limit(1)
-    newest = select(func.max(ENTRIES.c.wallet_version)).where(
-        ENTRIES.c.account_id == account.account_id, ENTRIES.c.currency == currency
-    )
-    balance, reached = connection.execute(select(last.scalar_subquery(), newest.scalar_subquery())).one()
-    return None if version > (reached or 0) else balance or 0
+    # Another bucket of the wallet may have had the latest change.
+    siblings = [Account(account.account_id, bucket) for bucket in WALLET_OF[account.bucket]]
+    newest = (select(func.max(ENTRIES.c.wallet_version)).where(*_on(each, currency)) for each in siblings)
+    row = connection.execute(select(*(part.scalar_subquery() for part in (last, *newest)))).one()
+    return None if version > max(reached or 0 for reached in row[1:]) else row[0] or 0
 
 
 def earned_between(

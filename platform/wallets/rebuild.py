@@ -86,10 +86,11 @@ def restore(
     names the line of a damaged file, or the database if it holds something else;
     ``StorageUnavailableError``.
     """
-    return import_log(database, file, finish=_fill, progress=progress)
+    return import_log(database, file, finish=fill_empty, progress=progress)
 
 
-def _fill(connection: Connection) -> None:
+def fill_empty(connection: Connection) -> None:
+    """Write all wallets and escrow items into their empty tables. Raises ``InvalidRequestError`` if one is not."""
     for table, expected in EXPECTED.items():
         if connection.execute(select(table).limit(1)).first() is not None:
             raise InvalidRequestError(field="database", value=f"rows in {table.name}", expected="empty")
