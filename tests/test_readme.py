@@ -19,3 +19,20 @@ def test_every_make_target_that_is_documented_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         assert set(re.findall(r"`make ([a-z-]+)", document.read_text())) <= targets, document.name
+
+
+def test_the_seal_recomputed_by_hand_is_the_head(tmp_path: Path) -> None:
+    """The architecture document's example, run on an export of the README's own program."""
+    readme, document = (ROOT / "README.md").read_text(), (ROOT / "docs" / "WALLET_ESCROW_ARCHITECTURE.md").read_text()
+    (program,) = re.findall(r"```python\n(from points_platform.*?)```", readme, re.DOTALL)
+    (recompute,) = re.findall(r"```python\n(import hashlib.*?)```", document, re.DOTALL)
+
+    def run(*arguments: str) -> str:
+        result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return result.stdout
+
+    run(sys.executable, "-c", program)
+    command = [str(Path(sys.executable).with_name("points-platform"))]
+    run(*command, "export", "ledger.jsonl", "--database", "sqlite:///points.db")
+    head = run(*command, "seal", "--print-head", "--database", "sqlite:///points.db")
+    assert run(sys.executable, "-c", recompute) == head
