@@ -151,7 +151,8 @@ class Database:
         if session is not None:
             return self._join(attempt, session)
         self._check_schema()
-        for number in range(retry.attempts + 1):
+        number = 0
+        while True:
             retry.pause(number)
             try:
                 with self.engine.begin() as connection:
@@ -161,14 +162,13 @@ class Database:
                 failure = translate(error, attempts=number + 1)
                 if not is_transient(error) or number == retry.attempts:
                     raise failure from error
-                log.debug(
-                    "attempt %d: %s", number + 1, failure.code, extra={"attempt": number + 1, "code": failure.code}
-                )
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                number += 1
+                log.debug("attempt %d: %s", number, failure.code, extra={"attempt": number, "code": failure.code})
 
     def _join(self, attempt: Attempt[T], session: "Session | scoped_session[Any]") -> T:
         """One try in a savepoint of the caller's transaction, and a second if a unique key was taken meanwhile."""
-        for last in (False, True):
+        number = 1
+        while True:
             try:
                 connection = session.connection()
                 self._check_joinable(connection)
@@ -176,9 +176,9 @@ class Database:
                     return attempt(connection, True)
             except (Stale, SQLAlchemyError) as error:
                 self._give_up_what_sqlite_has_rolled_back(session)
-                if last or not is_unique_violation(error):
-                    raise translate(error, attempts=JOINED_ATTEMPTS if last else 1) from error
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                if number == JOINED_ATTEMPTS or not is_unique_violation(error):
+                    raise translate(error, attempts=number) from error
+                number += 1
 
     def _check_joinable(self, connection: Connection) -> None:
         # On an engine that is not prepared, releasing the savepoint would commit.
