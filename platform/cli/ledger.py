@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from ..core.values import now
+from ..core.values import MAX_POINTS, now
 from ..ledger import LedgerService, LogHead
 from ..ledger.transfer import export_log
 from ..ledger.verify import Finding
@@ -56,7 +56,9 @@ def seal(
 @commands.command("verify", epilog="Exit status: 0 nothing found, 1 findings, 2 could not run.")
 def verify_command(
     database: DatabaseOption = None,
-    since: Annotated[int, typer.Option(metavar="POSITION", min=0, help="only what came after this position")] = 0,
+    since: Annotated[
+        int, typer.Option(metavar="POSITION", min=0, max=MAX_POINTS, help="only what came after this position")
+    ] = 0,
     head: Annotated[
         str | None,
         typer.Option(metavar="HEAD", show_default=False, help="a head that seal printed: finds what was cut off since"),
@@ -67,6 +69,8 @@ def verify_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object with a list of findings")] = False,
 ) -> None:
     """Check all invariants, the log and its chain, and that wallets and escrow items are what the ledger says."""
+    if signed_by is not None and head is None:
+        raise Refusal("--signed-by is for a signed --head")
     kept = None if head is None else _head(head, signed_by)
     with existing_database(database) as opened, progress() as show:
         findings = verify(opened, since=since, head=kept, progress=lambda check: show(f"checking {check}"))
@@ -225,5 +229,5 @@ def _writing(path: Path, *, compressed: bool) -> Iterator[TextIO]:
 def _reading(path: Path) -> Iterator[TextIO]:
     with path.open("rb") as file:
         binary = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
-        with io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as text:
+        with io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="\n") as text:
             yield text

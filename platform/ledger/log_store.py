@@ -214,13 +214,21 @@ def broken(connection: Connection, since: int, limit: int) -> Iterator[Broken]:
 def _broken_rows(connection: Connection, since: int) -> Iterator[Broken]:
     last = LogHead(position=since, hash=hash_at(connection, since) or GENESIS.hash)
     for (position, stored, transaction_id), rows in _log_rows(connection, LOG.c.position > since):
-        there = rows[0]._mapping[TRANSACTIONS.c.transaction_id] is not None
-        expected = chained(last.hash, digest(collect(rows))) if there else None
+        expected = _expected(last, rows)
         if position != last.position + 1:
             yield position, last.position, transaction_id, stored, stored
         elif expected != stored:
             yield position, last.position, transaction_id, stored, expected
         last = LogHead(position=position, hash=stored)
+
+
+def _expected(last: LogHead, rows: Sequence[Row[Any]]) -> str | None:
+    if rows[0]._mapping[TRANSACTIONS.c.transaction_id] is None:
+        return None
+    try:
+        return chained(last.hash, digest(collect(rows)))
+    except TypeError:  # SQLite keeps bytes in any column, and no canonical form has them
+        return "none, its values are of other types"
 
 
 def read(connection: Connection, after: int, limit: int) -> list[LogEntry]:
@@ -247,8 +255,9 @@ def _log_rows(connection: Connection, which: ColumnElement[bool]) -> LogRows:
         .where(which)
         .order_by(LOG.c.position)
     )
-    for key, rows in groupby(connection.execute(statement), key=lambda row: (row[0], row[1], row[2])):
-        yield key, list(rows)
+    with connection.execute(statement) as result:
+        for key, rows in groupby(result, key=lambda row: (row[0], row[1], row[2])):
+            yield key, list(rows)
 
 
 def _entries(log_rows: LogRows, first: int) -> Iterator[LogEntry]:

@@ -48,13 +48,15 @@ def import_log(
     database: Database,
     file: Iterable[str],
     *,
+    prepare: Callable[[Connection], object],
     finish: Callable[[Connection], object],
     progress: Callable[[int], object] = lambda position: None,
 ) -> LogHead:
     """Write an exported log into an empty database, and return its head.
 
     It is committed in batches; after an interruption, importing the same file again goes on where it
-    stopped. ``finish`` is called in the transaction of the last batch. Raises ``InvalidRequestError``
+    stopped. ``prepare`` is called before the first batch, and may refuse; ``finish`` in the transaction of
+    the last one. Raises ``InvalidRequestError``
     that names the line, for a damaged or cut file and for one that the database's own log contradicts;
     ``StorageUnavailableError``.
     """
@@ -73,6 +75,9 @@ def import_log(
             field="database", value=str(present), expected=f"a part of this log, which has {reached}"
         )
     batch = list(islice(entries, BATCH))
+    if batch:
+        with database.read() as connection:
+            prepare(connection)
     while batch:
         following = list(islice(entries, BATCH))
         _write(database, batch, None if following else finish)
@@ -120,7 +125,7 @@ def _numbered(file: Iterable[str]) -> Iterator[tuple[int, str]]:
         for line in file:
             number += 1
             yield number, line
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise _damaged(number + 1, "readable text") from error
 
 
@@ -150,6 +155,8 @@ def _value(name: str, value: Any) -> Any:
         raise TypeError(name)
     if (isinstance(value, int) and not -(2**63) <= value < 2**63) or (isinstance(value, str) and "\0" in value):
         raise ValueError(name)  # what no database of ours can hold
+    if isinstance(value, str):
+        value.encode()  # a lone surrogate is a ValueError too
     return datetime.fromisoformat(str(value)) if name in TIMES else value
 
 

@@ -162,9 +162,10 @@ _HISTORY = """
            OR balance_after NOT BETWEEN 0 AND :most
            OR posted_at < last_posted
            OR (wallet_version <> COALESCE(last_version, 0) + 1
-               AND NOT (wallet_version = last_version AND transaction_id = last_transaction
-                   AND posted_at = last_posted))
-           OR (transaction_id <> last_transaction AND (last_position = 0 OR last_position > position))
+               AND (last_version IS NULL OR wallet_version <> last_version
+                   OR transaction_id <> last_transaction OR posted_at <> last_posted))
+           OR (position IS NOT NULL AND transaction_id <> last_transaction
+               AND (last_position = 0 OR last_position > position))
     )
     SELECT * FROM found LIMIT :limit
 """
@@ -182,6 +183,8 @@ def _entry_findings(row: Mapping[str, Any]) -> Iterator[Finding]:
     problems: dict[str, tuple[bool, Any, Any]]
     if None in (before, after, version):
         problems = {"entry_incomplete": (True, "balances and a version", None)}
+    elif not all(isinstance(value, int) for value in (before, after, version, row["amount"])):
+        problems = {"balance_sum": (True, "whole numbers", [before, row["amount"], after, version])}
     else:
         following = (last or 0) + 1
         other = last is not None and row["transaction_id"] != row["last_transaction"]
@@ -204,6 +207,8 @@ def _entry_findings(row: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _log(connection: Connection, since: int) -> Iterator[Finding]:
     """Positions that are missing, sealed transactions that are missing or have changed, hashes that do not follow."""
+    if log_store.hash_at(connection, since) is None and since < log_store.head(connection).position:
+        yield Finding(kind="log_gap", ids={"position": since}, expected=since, found=None)
     for position, last_position, transaction_id, stored, expected in log_store.broken(connection, since, MOST_FINDINGS):
         ids = {"position": position, "transaction_id": transaction_id}
         if position != last_position + 1:

@@ -86,15 +86,20 @@ def restore(
     names the line of a damaged file, or the database if it holds something else;
     ``StorageUnavailableError``.
     """
-    return import_log(database, file, finish=fill_empty, progress=progress)
+    return import_log(database, file, prepare=_check_empty, finish=fill_empty, progress=progress)
 
 
 def fill_empty(connection: Connection) -> None:
     """Write all wallets and escrow items into their empty tables. Raises ``InvalidRequestError`` if one is not."""
+    _check_empty(connection)
     for table, expected in EXPECTED.items():
-        if connection.execute(select(table).limit(1)).first() is not None:
-            raise InvalidRequestError(field="database", value=f"rows in {table.name}", expected="empty")
         connection.execute(insert(table).from_select([column.key for column in table.c], expected({}, 0)))
+
+
+def _check_empty(connection: Connection) -> None:
+    for table in EXPECTED:
+        if connection.execute(select(table.c.currency).limit(1)).first() is not None:
+            raise InvalidRequestError(field="database", value=f"rows in {table.name}", expected="empty")
 
 
 def _repair(drift: Drift, connection: Connection, locked: bool) -> bool:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import Connection, func, select
 
 from ..core.database import Database
+from ..core.values import check_count
 from ..ledger.models import LogHead
 from ..ledger.verify import LEDGER_CHECKS, MOST_FINDINGS, SEAL_CHECKS, Check, Finding, check_head
 from .models import ESCROW_ITEMS, USER_WALLETS, EscrowStatus
@@ -26,8 +27,9 @@ def verify(
     ``since`` narrows it to what came after that position of the log; ``head`` is one that was kept
     elsewhere, without which a log that was cut at its end, or replaced as a whole, cannot be told from a
     shorter or another one. ``progress`` is called with the name of each check before it starts. Raises
-    ``SchemaVersionError``, ``StorageUnavailableError``.
+    ``InvalidRequestError``, ``SchemaVersionError``, ``StorageUnavailableError``.
     """
+    check_count("since", since)
     with database.snapshot() as connection:
         if database.is_sqlite:
             yield from _checked({**LEDGER_CHECKS, **SEAL_CHECKS, **WALLET_CHECKS}, connection, since, progress)
@@ -47,9 +49,15 @@ def _checked(
     for name, check in checks.items():
         progress(name)
         count = 0
-        for finding in check(connection, since):
-            yield finding
-            count += 1
+        try:
+            for finding in check(connection, since):
+                yield finding
+                count += 1
+        except (TypeError, ValueError) as error:
+            # SQLite keeps whatever is put into a column; what is no time or number there cannot be compared.
+            yield Finding(
+                kind="unreadable", ids={"check": name}, expected="values of the columns' types", found=str(error)
+            )
         if count >= MOST_FINDINGS:
             yield Finding(kind="more_findings", ids={"check": name}, expected=0, found=f"more than {count}")
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
+from io import StringIO
 from typing import Any, ClassVar
 
 import pytest
@@ -19,7 +20,10 @@ from hypothesis.stateful import (
 from sqlalchemy.orm import Session
 
 from points_platform.core import Base, Database, OptimisticLockError, WalletError
+from points_platform.ledger.transfer import export_log
 from points_platform.wallets import EscrowStatus, WalletConfig
+from points_platform.wallets.rebuild import drifts, restore
+from points_platform.wallets.verify import verify
 from support.databases import PostgreSQLDatabases, SQLiteDatabases
 from support.recount import recount
 from support.reference import STATUS, Reference, Refused
@@ -103,6 +107,21 @@ class WalletMachine(RuleBasedStateMachine):
                 assert {item.escrow_id: item.status for item in listed} == {
                     escrow_id: EscrowStatus(item["status"]) for escrow_id, item in mine.items()
                 }
+            self.verified_and_carried_to_another_database()
+
+    def verified_and_carried_to_another_database(self) -> None:
+        head = self.world.ledger.seal().head
+        assert list(verify(self.database, head=head)) == []
+        with self.database.snapshot() as connection:
+            assert list(drifts(connection)) == []
+        file, again = StringIO(newline="\n"), StringIO(newline="\n")
+        assert export_log(self.database, file) == head
+        file.seek(0)
+        with self.databases.fresh() as url, Database(url) as other:
+            assert restore(other, file) == head
+            assert World(other).snapshot() == self.world.snapshot()
+            export_log(other, again)
+        assert again.getvalue() == file.getvalue()
 
     # ── what is asked for ──
 
