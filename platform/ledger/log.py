@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from heapq import heapify, heappop, heappush
 
 from ..core.values import id_at, now, time_of
 from .models import LedgerTransaction, LogHead
@@ -94,9 +95,10 @@ def in_order(candidates: Sequence[Candidate], sealed: Callable[[dict[Wallet, int
     expected = _next_versions(candidates, sealed)
     waiting: dict[tuple[Wallet, int], list[Candidate]] = {}
     ready: list[Candidate] = []
-    pending = sorted(candidates, key=lambda each: each.transaction_id, reverse=True)
+    pending = [(each.transaction_id, each) for each in candidates]
+    heapify(pending)
     while pending:
-        each = pending.pop()
+        _, each = heappop(pending)
         for wallet, version in each.versions.items():
             if expected.get(wallet) != version:
                 waiting.setdefault((wallet, version), []).append(each)
@@ -105,7 +107,8 @@ def in_order(candidates: Sequence[Candidate], sealed: Callable[[dict[Wallet, int
             ready.append(each)
             for wallet, version in each.versions.items():
                 expected[wallet] = version + 1
-                pending += waiting.pop((wallet, version + 1), ()) if waiting else ()
+                for freed in waiting.pop((wallet, version + 1), ()) if waiting else ():
+                    heappush(pending, (freed.transaction_id, freed))
     return ready
 
 

@@ -103,6 +103,14 @@ _SEALED_VERSIONS = {
     """),
 }
 
+_SEALED_IDS = {
+    "postgresql": text("""
+        SELECT l.transaction_id FROM unnest(string_to_array(:ids, E'\n')) AS given (id)
+        JOIN ledger_log l ON l.transaction_id = given.id
+    """),
+    "sqlite": text("SELECT transaction_id FROM ledger_log WHERE transaction_id IN (SELECT value FROM json_each(:ids))"),
+}
+
 _APPEND = text("""
     INSERT INTO ledger_log (position, transaction_id, hash)
     SELECT :last + number, transaction_id, hash
@@ -154,11 +162,12 @@ def _unsealed_rows(connection: Connection, after: str, limit: int) -> list[Candi
 
 
 def still_unsealed(connection: Connection, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those candidates that nobody has sealed meanwhile."""
+    """Those candidates that nobody has sealed meanwhile; any number of them."""
     if not candidates:
         return []
     ids = [each.transaction_id for each in candidates]
-    sealed = set(connection.scalars(select(LOG.c.transaction_id).where(LOG.c.transaction_id.in_(ids))))
+    given = json.dumps(ids) if connection.dialect.name == "sqlite" else "\n".join(ids)
+    sealed = set(connection.scalars(_SEALED_IDS[connection.dialect.name], {"ids": given}))
     return [each for each in candidates if each.transaction_id not in sealed]
 
 
@@ -233,7 +242,8 @@ def _expected(last: LogHead, rows: Sequence[Row[Any]]) -> str | None:
 
 def read(connection: Connection, after: int, limit: int) -> list[LogEntry]:
     """The log's entries after that position. Raises ``LedgerDamagedError`` where one is missing."""
-    return list(_entries(_log_rows(connection, LOG.c.position.between(after + 1, after + limit)), after + 1))
+    page = select(LOG.c.position).where(LOG.c.position > after).order_by(LOG.c.position).limit(limit).subquery()
+    return list(_entries(_log_rows(connection, LOG.c.position.in_(select(page.c.position))), after + 1))
 
 
 def read_on(connection: Connection, after: int) -> Iterator[LogEntry]:

@@ -20,6 +20,13 @@ def period_edges(period: str, timezone: Any, since: datetime, until: datetime) -
     zone = _zone(timezone)
     if not since < until:
         raise InvalidRequestError(field="until", value=until, expected="a time after since")
+    try:
+        return _edges(period, zone, since, until)
+    except OverflowError:
+        raise InvalidRequestError(field="until", value=until, expected="periods between the years 1 and 9999") from None
+
+
+def _edges(period: str, zone: ZoneInfo, since: datetime, until: datetime) -> list[datetime]:
     first = _start(since.astimezone(zone).date(), period)
     edges = [_instant(first, zone)]
     while edges[-1] < until:

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from sqlalchemy import Connection
 
 from ..core.database import Database, HostSession, Retry
-from ..core.errors import InvalidRequestError, WalletError
+from ..core.errors import InvalidRequestError
 from ..core.failures import Stale
 from ..core.values import check_count, check_identifier, check_limit, now
 from . import log_store
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 SEAL_BATCH = 5000
 REMEMBERED_WALLETS = 100_000
 SEALING = Retry(attempts=10, backoff=0.05)
+MOVING = Retry(attempts=1, backoff=0)  # the retry answers a first row made at the same time; a lost move stays lost
 
 
 class LedgerLog:
@@ -104,7 +105,7 @@ class LogReader:
         check_count("seen", seen)
         if check_count("position", position) < seen:
             raise InvalidRequestError(field="position", value=position, expected="not before the one seen")
-        self._log.database.run(partial(self._move, position, seen), retry=SEALING, session=session)
+        self._log.database.run(partial(self._move, position, seen), retry=MOVING, session=session)
 
     def _move(self, position: int, seen: int, connection: Connection, locked: bool) -> None:
         stands_at = log_store.reader_position(connection, self._name)
@@ -148,7 +149,7 @@ class Sealer:
         for number in count():
             try:
                 self._log.seal(sweep=number % self._sweep_every == 0)
-            except WalletError:
+            except Exception:
                 logger.warning("sealing failed; it is tried again", exc_info=True)
             if self._stopping.wait(self._interval):
                 return

@@ -128,9 +128,9 @@ class LedgerService(LedgerLog):
         for the platform's accounts, which have no balances, for neither or both of ``at`` and
         ``version``, for a time in the future or a version not reached; ``StorageUnavailableError``.
         """
-        (account,) = (
-            _accounts(*account) if isinstance(account, tuple) and len(account) == 2 else _accounts(account, None)
-        )
+        if not isinstance(account, tuple) or len(account) != 2 or account[1] is None:
+            raise InvalidRequestError(field="account", value=account, expected="an account id with a bucket")
+        (account,) = _accounts(*account)
         if OWNER_KIND[account.bucket] == "platform":
             raise InvalidRequestError(field="account", value=account, expected="an account of a user or a model")
         check_code("currency", currency)
