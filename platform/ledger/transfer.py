@@ -48,14 +48,14 @@ def import_log(
     database: Database,
     file: Iterable[str],
     *,
-    prepare: Callable[[Connection], object],
+    admit: Callable[[Connection], object],
     finish: Callable[[Connection], object],
     progress: Callable[[int], object] = lambda position: None,
 ) -> LogHead:
     """Write an exported log into an empty database, and return its head.
 
     It is committed in batches; after an interruption, importing the same file again goes on where it
-    stopped. ``prepare`` is called before the first batch, and may refuse; ``finish`` in the transaction of
+    stopped. ``admit`` is called before the first batch, and may refuse; ``finish`` in the transaction of
     the last one. Raises ``InvalidRequestError``
     that names the line, for a damaged or cut file and for one that the database's own log contradicts;
     ``StorageUnavailableError``.
@@ -77,13 +77,27 @@ def import_log(
     batch = list(islice(entries, BATCH))
     if batch:
         with database.read() as connection:
-            prepare(connection)
+            admit(connection)
     while batch:
         following = list(islice(entries, BATCH))
         _write(database, batch, None if following else finish)
         reached = LogHead(position=batch[-1].position, hash=batch[-1].hash)
         progress(reached.position)
         batch = following
+    return reached
+
+
+def _passed_over(database: Database, entries: Iterator[LogEntry]) -> LogHead:
+    """Skip what the database has already; it must be exactly the beginning of the file."""
+    with database.read() as connection:
+        present = log_store.head(connection)
+        if log_store.unsealed(connection, "", 1):
+            raise _other_ledger("a ledger with transactions that are not sealed")
+    reached = GENESIS
+    for entry in islice(entries, present.position):
+        reached = LogHead(position=entry.position, hash=entry.hash)
+    if reached != present:
+        raise _other_ledger(f"a ledger whose log has come to {present}")
     return reached
 
 

@@ -86,7 +86,7 @@ def restore(
     names the line of a damaged file, or the database if it holds something else;
     ``StorageUnavailableError``.
     """
-    return import_log(database, file, prepare=_check_empty, finish=fill_empty, progress=progress)
+    return import_log(database, file, admit=_check_empty, finish=fill_empty, progress=progress)
 
 
 def fill_empty(connection: Connection) -> None:

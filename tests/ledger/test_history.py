@@ -185,7 +185,7 @@ NO_BALANCE: list[tuple[str, dict[str, Any]]] = [
     *(("currency", {"currency": wrong, "version": 0}) for wrong in ("", "Points", None, 5, "points\n")),
     ("account", {"account": ISSUER, "version": 0}),
     ("account", {"account": ISSUER, "at": NOON}),
-    *(("account_id", {"account": wrong, "version": 0}) for wrong in NO_ACCOUNTS),
+    *(("account", {"account": wrong, "version": 0}) for wrong in NO_ACCOUNTS),
     *(("account_id", {"account": (wrong, "available"), "version": 0}) for wrong in ("ana", "user:", 5, "fan:ana")),
     *(("bucket", {"account": ("user:ana", wrong), "version": 0}) for wrong in ("earned", "issued", "", "x", 5)),
     ("bucket", {"account": ("model:luna", Bucket.AVAILABLE), "version": 0}),
