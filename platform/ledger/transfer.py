@@ -56,24 +56,11 @@ def import_log(
 
     It is committed in batches; after an interruption, importing the same file again goes on where it
     stopped. ``admit`` is called before the first batch, and may refuse; ``finish`` in the transaction of
-    the last one. Raises ``InvalidRequestError``
-    that names the line, for a damaged or cut file and for one that the database's own log contradicts;
-    ``StorageUnavailableError``.
+    the last one. Raises ``InvalidRequestError`` that names the line of a damaged or cut file, or the
+    database where that has another log; ``StorageUnavailableError``.
     """
     entries = _checked(file)
-    reached = GENESIS
-    with database.read() as connection:
-        present = log_store.head(connection)
-        if log_store.unsealed(connection, "", 1):
-            raise InvalidRequestError(
-                field="database", value="a ledger", expected="empty, or holding a part of this log"
-            )
-    for entry in islice(entries, present.position):
-        reached = LogHead(position=entry.position, hash=entry.hash)
-    if reached != present:
-        raise InvalidRequestError(
-            field="database", value=str(present), expected=f"a part of this log, which has {reached}"
-        )
+    reached = _passed_over(database, entries)
     batch = list(islice(entries, BATCH))
     if batch:
         with database.read() as connection:
