@@ -15,12 +15,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
+from ..core import Database
 from ..core.values import MAX_POINTS, now
 from ..ledger import LedgerService, LogHead
 from ..ledger.transfer import export_log
 from ..ledger.verify import Finding
 from ..queue import AuthorizationKey
-from ..wallets.rebuild import Drift, apply, drifts, restore
+from ..wallets.rebuild import MOST_DRIFTS, Drift, apply, drifts, restore
 from ..wallets.verify import verify
 from .databases import DatabaseOption, existing_database, prepared_database
 from .terminal import Refusal, console
@@ -89,17 +90,32 @@ def rebuild(
 ) -> None:
     """Compute wallets and escrow items from the ledger, and say what has drifted; with --apply, put it right."""
     with existing_database(database) as opened, progress() as show:
+        if repair:
+            show("verifying the ledger")
+            count = _repair(opened)
+            console.print(f"{count:,} rows repaired" if count else "nothing to repair")
+            return
         show("comparing with the ledger")
         with opened.snapshot() as connection:
-            found = drifts(connection)
-            if check:
-                drifted = next(found, None) is not None
-                console.print("rows differ from the ledger" if drifted else "every row is what the ledger says")
-                raise typer.Exit(1 if drifted else 0)
-            count = _print_lines(_repaired(drift, apply(opened, drift)) if repair else _plan(drift) for drift in found)
-    console.print(
-        f"{count:,} rows {'repaired' if repair else 'to repair, with --apply'}" if count else "nothing to repair"
-    )
+            found = list(drifts(connection, limit=1 if check else MOST_DRIFTS))
+    if check:
+        console.print("rows differ from the ledger" if found else "every row is what the ledger says")
+        raise typer.Exit(1 if found else 0)
+    count = _print_lines(map(_plan, found))
+    console.print(f"{count:,} rows to repair, with --apply" if count else "nothing to repair")
+
+
+def _repair(database: Database) -> int:
+    """Repair all rows, unless the ledger itself is damaged: it would spread what was done to it."""
+    if next(verify(database, ledger_only=True), None) is not None:
+        raise Refusal("the ledger itself has findings, so nothing is repaired from it: see verify")
+    count = 0
+    while True:
+        with database.snapshot() as connection:
+            found = list(drifts(connection))
+        if not found:
+            return count
+        count += _print_lines(_repaired(drift, apply(database, drift)) for drift in found)
 
 
 @commands.command("export", epilog="Example: points-platform export ledger.jsonl.gz --database sqlite:///points.db")

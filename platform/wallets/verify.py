@@ -20,24 +20,27 @@ def verify(
     *,
     since: int = 0,
     head: LogHead | None = None,
+    ledger_only: bool = False,
     progress: Callable[[str], object] = lambda check: None,
 ) -> Iterator[Finding]:
     """Everything that is wrong in the database, from one consistent snapshot, also of a live one.
 
     ``since`` narrows it to what came after that position of the log; ``head`` is one that was kept
     elsewhere, without which a log that was cut at its end, or replaced as a whole, cannot be told from a
-    shorter or another one. ``progress`` is called with the name of each check before it starts. Raises
-    ``InvalidRequestError``, ``SchemaVersionError``, ``StorageUnavailableError``.
+    shorter or another one. ``ledger_only`` leaves out wallets and escrow items. ``progress`` is called
+    with the name of each check before it starts. Raises ``InvalidRequestError``, ``SchemaVersionError``,
+    ``StorageUnavailableError``.
     """
     check_count("since", since)
+    others = LEDGER_CHECKS if ledger_only else {**LEDGER_CHECKS, **WALLET_CHECKS}
     with database.snapshot() as connection:
         if database.is_sqlite:
-            yield from _checked({**LEDGER_CHECKS, **SEAL_CHECKS, **WALLET_CHECKS}, connection, since, progress)
+            yield from _checked({**SEAL_CHECKS, **others}, connection, since, progress)
         else:
             # Hashing keeps one core busy for about as long as everything else keeps another one.
             with database.snapshot(of=connection) as other, ThreadPoolExecutor(1) as threads:
                 seals = threads.submit(lambda: list(_checked(SEAL_CHECKS, other, since, progress)))
-                yield from _checked({**LEDGER_CHECKS, **WALLET_CHECKS}, connection, since, progress)
+                yield from _checked(others, connection, since, progress)
                 yield from seals.result()
         if head is not None:
             yield from check_head(connection, head)

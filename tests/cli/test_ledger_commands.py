@@ -314,6 +314,30 @@ def test_rebuild_plans_checks_and_applies(command: Command, url: str, played: Wo
     assert command(*check).succeeded() == "every row is what the ledger says\n"
 
 
+def test_nothing_is_repaired_from_a_damaged_ledger(command: Command, url: str, played: World) -> None:
+    """It would carry what was done to the ledger into the wallets."""
+    tamper(
+        played.database,
+        "UPDATE ledger_entries SET amount = amount + 1, balance_after = balance_after + 1 WHERE bucket = 'earned'",
+        "UPDATE user_wallets SET available = 36",
+    )
+    damaged = played.snapshot()
+    outcome = command("rebuild", "--apply", "--database", url)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "the ledger itself has findings" in outcome.err
+    assert played.snapshot() == damaged
+
+
+def test_more_rows_than_fit_at_once_are_all_repaired(
+    command: Command, url: str, played: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = played.snapshot()
+    tamper(played.database, "DELETE FROM escrow_items", "DELETE FROM user_wallets", "DELETE FROM model_wallets")
+    monkeypatch.setattr("points_platform.wallets.rebuild.drifts.__kwdefaults__", {"since": 0, "limit": 1})
+    command("rebuild", "--apply", "--database", url).succeeded()
+    assert played.snapshot() == rows
+
+
 # ── export and import ─────────────────────────────────────────────────────────────────────────────
 
 
