@@ -224,14 +224,7 @@ class Auctioneer:
             queue_item_id=held.bid.auction_id,
             reason=TransactionReason.OUTBID,
         )
-        authorization = self.queue.authorize_refund(
-            queue_item_id=request.queue_item_id,
-            escrow_id=request.escrow_id,
-            user_id=request.user_id,
-            amount=request.amount,
-            reason=request.reason,
-        )
-        return persistently(lambda: self.wallets.refund_escrow(request, authorization))
+        return persistently(lambda: self.wallets.refund_escrow(request, self.queue.authorize(request)))
 
     def settle(self, held: Held) -> Response:
         request = EscrowSettleRequest(
@@ -244,15 +237,7 @@ class Auctioneer:
             queue_item_id=held.bid.auction_id,
             reason=TransactionReason.PERFORMANCE_COMPLETED,
         )
-        authorization = self.queue.authorize_settlement(
-            queue_item_id=request.queue_item_id,
-            escrow_id=request.escrow_id,
-            user_id=request.user_id,
-            model_id=request.model_id,
-            amount=request.amount,
-            reason=request.reason,
-        )
-        return persistently(lambda: self.wallets.settle_escrow(request, authorization))
+        return persistently(lambda: self.wallets.settle_escrow(request, self.queue.authorize(request)))
 
     def settle_partially(self, held: Held, *, price: int) -> Response:
         request = EscrowPartialSettleRequest(
@@ -266,16 +251,7 @@ class Auctioneer:
             queue_item_id=held.bid.auction_id,
             reason=TransactionReason.PERFORMANCE_COMPLETED,
         )
-        authorization = self.queue.authorize_partial_settlement(
-            queue_item_id=request.queue_item_id,
-            escrow_id=request.escrow_id,
-            user_id=request.user_id,
-            model_id=request.model_id,
-            settle_amount=request.settle_amount,
-            refund_amount=request.refund_amount,
-            reason=request.reason,
-        )
-        return persistently(lambda: self.wallets.partial_settle_escrow(request, authorization))
+        return persistently(lambda: self.wallets.partial_settle_escrow(request, self.queue.authorize(request)))
 
 
 def persistently(send: Callable[[], R], *, times: int = 10) -> R:

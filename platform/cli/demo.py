@@ -139,15 +139,7 @@ class Platform:
             queue_item_id=performance.request.queue_item_id,
             reason=TransactionReason.PERFORMANCE_COMPLETED,
         )
-        permission = self._queue.authorize_settlement(
-            queue_item_id=request.queue_item_id,
-            escrow_id=request.escrow_id,
-            user_id=request.user_id,
-            model_id=request.model_id,
-            amount=request.amount,
-            reason=request.reason,
-        )
-        self._wallets.settle_escrow(request, permission)
+        self._wallets.settle_escrow(request, self._queue.authorize(request))
 
     def _refund(self, performance: Performance) -> None:
         request = EscrowRefundRequest(
@@ -159,14 +151,7 @@ class Platform:
             queue_item_id=performance.request.queue_item_id,
             reason=TransactionReason.QUEUE_TIMEOUT,
         )
-        permission = self._queue.authorize_refund(
-            queue_item_id=request.queue_item_id,
-            escrow_id=request.escrow_id,
-            user_id=request.user_id,
-            amount=request.amount,
-            reason=request.reason,
-        )
-        self._wallets.refund_escrow(request, permission)
+        self._wallets.refund_escrow(request, self._queue.authorize(request))
 
     def _split(self, performance: Performance, refund: int) -> None:
         request = EscrowPartialSettleRequest(
@@ -180,16 +165,7 @@ class Platform:
             queue_item_id=performance.request.queue_item_id,
             reason=TransactionReason.PARTIAL_PERFORMANCE,
         )
-        permission = self._queue.authorize_partial_settlement(
-            queue_item_id=request.queue_item_id,
-            escrow_id=request.escrow_id,
-            user_id=request.user_id,
-            model_id=request.model_id,
-            refund_amount=request.refund_amount,
-            settle_amount=request.settle_amount,
-            reason=request.reason,
-        )
-        self._wallets.partial_settle_escrow(request, permission)
+        self._wallets.partial_settle_escrow(request, self._queue.authorize(request))
 
     def send_twice(self, request: EscrowHoldRequest) -> None:
         """An answer was lost on its way, so the app sends its request again."""

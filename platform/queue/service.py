@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import jwt
 
@@ -16,6 +16,7 @@ from ..wallets.authorization import (
     QueueSettlementAuthorization,
     action_fields,
 )
+from ..wallets.requests import EscrowPartialSettleRequest, EscrowRefundRequest, EscrowSettleRequest, Request
 from .models import AuthorizationKey, KeyMaterial
 
 A = TypeVar("A", bound=QueueAuthorization)
@@ -30,6 +31,12 @@ COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 TIMES = ("iat", "nbf", "exp")
 REGISTERED = ("iss", "aud", "sub", "jti", *TIMES)
 LAST_SECOND = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
+
+KINDS: dict[type[Request], type[QueueAuthorization]] = {
+    EscrowSettleRequest: QueueSettlementAuthorization,
+    EscrowRefundRequest: QueueRefundAuthorization,
+    EscrowPartialSettleRequest: QueuePartialSettlementAuthorization,
+}
 
 # What PyJWT raises, the more special first.
 CAUSES: dict[type[Exception], str] = {
@@ -208,6 +215,27 @@ class QueueAuthorizer(AuthorizationVerifier):
             settle_amount=settle_amount,
             reason=reason,
         )
+
+    @overload
+    def authorize(
+        self, request: EscrowSettleRequest, *, expires_in: timedelta = ...
+    ) -> QueueSettlementAuthorization: ...
+    @overload
+    def authorize(self, request: EscrowRefundRequest, *, expires_in: timedelta = ...) -> QueueRefundAuthorization: ...
+    @overload
+    def authorize(
+        self, request: EscrowPartialSettleRequest, *, expires_in: timedelta = ...
+    ) -> QueuePartialSettlementAuthorization: ...
+    def authorize(self, request: Request, *, expires_in: timedelta = FIVE_MINUTES) -> QueueAuthorization:
+        """Permit exactly what a request asks for, where the queue makes the request itself.
+
+        Raises ``InvalidRequestError`` for what is no request to settle, refund or settle in part.
+        """
+        kind = KINDS.get(type(request))
+        if kind is None:
+            given = f"a {type(request).__name__}"
+            raise InvalidRequestError(field="request", value=given, expected="one that ends a hold")
+        return self._sign(kind, expires_in, **{name: getattr(request, name) for name in action_fields(kind)})
 
     def _sign(self, kind: type[A], expires_in: timedelta, **given: Any) -> A:
         action = {name: check(name, given[name]) for name, check in checks_of(kind)}

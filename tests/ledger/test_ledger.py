@@ -297,6 +297,19 @@ def test_an_illegal_movement_is_never_recorded(sqlite_url: str, operation: str, 
             LedgerService(database).record(connection, draft(operation, *movements), wallets)
 
 
+def test_a_movement_without_its_wallet_is_never_recorded(sqlite_url: str) -> None:
+    """An entry of a user or a model without a balance would be taken for one of the platform's."""
+    with Database(sqlite_url) as database:
+        world = World(database)
+        given = draft(Operation.CREDIT, *LEGAL[Operation.CREDIT])
+        with (
+            rows_stay(world),
+            database.engine.begin() as connection,
+            pytest.raises(ValueError, match="without the wallet"),
+        ):
+            LedgerService(database).record(connection, given, {})
+
+
 def test_movements_between_the_same_accounts_add_up() -> None:
     assert net([Movement(ISSUER, ANA, 2), Movement(ISSUER, ANA, 3), Movement(ANA, escrow("ana"), 1)]) == {
         ISSUER: -5,

@@ -1049,6 +1049,13 @@ def test_since_finds_what_was_put_in_unsealed_and_what_drifted_later(played: Pla
     assert all(is_named(wanted, findings(played, since=played.positions["credit gems"])) for wanted in expected)
 
 
+def test_since_a_position_that_is_gone_is_a_finding(played: Played) -> None:
+    at = played.positions["hold 4"]
+    played.tamper(delete(LOG).where(LOG.c.position == at))
+    gone = [each for each in findings(played, since=at) if each.kind == "log_gap"]
+    assert [(each.ids["position"], each.found) for each in gone] == [(at, None)]
+
+
 def test_more_findings_than_are_read_end_with_saying_so(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (ledger_verify, wallets_verify):
         monkeypatch.setattr(module, "MOST_FINDINGS", 3)
