@@ -89,6 +89,8 @@ def rebuild(
     repair: Annotated[bool, typer.Option("--apply", help="put each row right, under its lock")] = False,
 ) -> None:
     """Compute wallets and escrow items from the ledger, and say what has drifted; with --apply, put it right."""
+    if check and repair:
+        raise Refusal("--check only asks; give it or --apply")
     with existing_database(database) as opened, progress() as show:
         if repair:
             show("verifying the ledger")
@@ -109,20 +111,26 @@ def _repair(database: Database) -> int:
     """Repair all rows, unless the ledger itself is damaged: it would spread what was done to it."""
     if next(verify(database, ledger_only=True), None) is not None:
         raise Refusal("the ledger itself has findings, so nothing is repaired from it: see verify")
-    count = 0
+    count, before = 0, list[Drift]()
     while True:
         with database.snapshot() as connection:
             found = list(drifts(connection))
-        if not found:
-            return count
-        count += _print_lines(_repaired(drift, apply(database, drift)) for drift in found)
+        if found == before:
+            return count  # nothing is left, or nothing that a repair would change
+        for drift in found:
+            if apply(database, drift):
+                console.print(f"repaired {_named(drift)}")
+                count += 1
+        before = found
 
 
 @commands.command("export", epilog="Example: points-platform export ledger.jsonl.gz --database sqlite:///points.db")
 def export_command(file: FileArgument, database: DatabaseOption = None) -> None:
     """Seal, then write the whole log: a line for each transaction, at the end the count and the head."""
     with existing_database(database) as opened, progress() as show:
-        LedgerService(opened).seal(progress=lambda count: show(f"{count:,} transactions sealed"))
+        sealed = LedgerService(opened).seal(progress=lambda count: show(f"{count:,} transactions sealed"))
+        if sealed.waiting:
+            raise Refusal(f"{sealed.waiting:,} transactions wait for one that is missing, so the log is not whole")
         unfinished = file.with_name(f".{file.name}.part")
         try:
             with _writing(unfinished, compressed=file.suffix == ".gz") as text:
@@ -138,7 +146,7 @@ def import_command(file: FileArgument, database: DatabaseOption = None) -> None:
     """Write an exported log into an empty database, with its wallets and escrow items; an interrupted one goes on."""
     if not database:
         raise Refusal("which database? give --database URL after the command's name")
-    with prepared_database(database) as opened, progress() as show, _reading(file) as text:
+    with _reading(file) as text, prepared_database(database) as opened, progress() as show:
         head = restore(opened, text, progress=lambda at: show(f"{at:,} transactions read"))
     console.print(f"{head.position:,} transactions are there; the head is {head}")
 
@@ -178,11 +186,11 @@ def _finding_line(finding: Finding) -> str:
 
 def _plan(drift: Drift) -> str:
     what = "insert" if drift.found is None else "delete" if drift.expected is None else "update"
-    return f"{what} {drift.table} {_pairs(drift.key)}: {_changes(drift)}"
+    return f"{what} {_named(drift)}"
 
 
-def _repaired(drift: Drift, changed: bool) -> str:
-    return f"{'repaired' if changed else 'was right by then:'} {drift.table} {_pairs(drift.key)}: {_changes(drift)}"
+def _named(drift: Drift) -> str:
+    return f"{drift.table} {_pairs(drift.key)}: {_changes(drift)}"
 
 
 def _changes(drift: Drift) -> str:

@@ -37,7 +37,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, failure: in
         status = int(get_command(app).main(list(given), standalone_mode=False) or 0)
     except typer.TyperException as error:
         return _fail(error.format_message(), failure)
-    except (WalletError, OSError) as error:
+    except (WalletError, OSError, ValueError) as error:
         return _fail(str(error), failure)
     if status == INTERRUPTED:
         typer.echo("interrupted", err=True)

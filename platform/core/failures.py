@@ -30,7 +30,7 @@ def translated() -> Iterator[None]:
     """Turn whatever SQLAlchemy or the driver raises inside into one of the module's errors."""
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValueError) as error:  # a ValueError is a time in SQLite that is none
         raise translate(error) from error
 
 

@@ -65,8 +65,8 @@ def canonical_form(transaction: LedgerTransaction) -> str:
     It is what ``json.dumps(…, ensure_ascii=False)`` makes of a list: the header's fields, and last a list
     with a list of fields for each entry, by account and bucket. Times are ``2026-11-20T19:30:00.000000Z``.
     """
-    header = [_plain(getattr(transaction, name)) for name in HEADER_FIELDS]
-    entries = [[_plain(getattr(entry, name)) for name in ENTRY_FIELDS] for entry in transaction.entries]
+    header = [plain(getattr(transaction, name)) for name in HEADER_FIELDS]
+    entries = [[plain(getattr(entry, name)) for name in ENTRY_FIELDS] for entry in transaction.entries]
     return json.dumps([*header, entries], ensure_ascii=False)
 
 
@@ -95,10 +95,11 @@ def in_order(candidates: Sequence[Candidate], sealed: Callable[[dict[Wallet, int
     expected = _next_versions(candidates, sealed)
     waiting: dict[tuple[Wallet, int], list[Candidate]] = {}
     ready: list[Candidate] = []
-    pending = [(each.transaction_id, each) for each in candidates]
+    # The number tells two of one id apart, which only a damaged ledger has.
+    pending = [(each.transaction_id, number, each) for number, each in enumerate(candidates)]
     heapify(pending)
     while pending:
-        _, each = heappop(pending)
+        _, number, each = heappop(pending)
         for wallet, version in each.versions.items():
             if expected.get(wallet) != version:
                 waiting.setdefault((wallet, version), []).append(each)
@@ -108,7 +109,7 @@ def in_order(candidates: Sequence[Candidate], sealed: Callable[[dict[Wallet, int
             for wallet, version in each.versions.items():
                 expected[wallet] = version + 1
                 for freed in waiting.pop((wallet, version + 1), ()) if waiting else ():
-                    heappush(pending, (freed.transaction_id, freed))
+                    heappush(pending, (freed.transaction_id, number, freed))
     return ready
 
 
@@ -131,10 +132,6 @@ def watermark(newest_sealed_id: str | None) -> str:
     return id_at(min(time_of(newest_sealed_id), now()) - OVERLAP)
 
 
-def time_text(time: datetime) -> str:
-    """A time as the canonical form and exports have it: UTC, always with microseconds."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _plain(value: str | int | datetime | None) -> str | int | None:
-    return time_text(value) if isinstance(value, datetime) else value
+def plain(value: str | int | datetime | None) -> str | int | None:
+    """A field as the canonical form and exports have it; times are UTC, always with microseconds."""
+    return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if isinstance(value, datetime) else value

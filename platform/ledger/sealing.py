@@ -18,7 +18,7 @@ from . import log_store
 from .log import Candidate, Wallet, chained, in_order, watermark
 from .models import LogEntry, LogHead, Sealed
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SEAL_BATCH = 5000
 REMEMBERED_WALLETS = 100_000
@@ -74,7 +74,7 @@ class LedgerLog:
             return log_store.read(connection, after, limit)
 
     def reader(self, name: str) -> "LogReader":
-        """A reader of the log whose position is kept in the database under that name."""
+        """A reader of the log whose position is kept in the database. Raises ``InvalidRequestError``."""
         return LogReader(self, check_identifier("name", name))
 
 
@@ -120,9 +120,14 @@ class Sealer:
 
     Every ``interval`` seconds it takes what is near the end of the log, and each ``sweep_every`` rounds
     it sweeps. What sealing raises is logged, and tried again in the next round. A context manager.
+    Raises ``InvalidRequestError``.
     """
 
     def __init__(self, log: LedgerLog, *, interval: float = 1.0, sweep_every: int = 600) -> None:
+        if not (isinstance(interval, int | float) and interval > 0):
+            raise InvalidRequestError(field="interval", value=interval, expected="a number of seconds above 0")
+        if type(sweep_every) is not int or sweep_every < 1:
+            raise InvalidRequestError(field="sweep_every", value=sweep_every, expected="a whole number from 1")
         self._log = log
         self._interval = interval
         self._sweep_every = sweep_every
@@ -136,7 +141,8 @@ class Sealer:
     def stop(self) -> None:
         """Stop after the batch at hand, and wait for that."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def __enter__(self) -> "Sealer":
         self.start()
@@ -150,7 +156,7 @@ class Sealer:
             try:
                 self._log.seal(sweep=number % self._sweep_every == 0)
             except Exception:
-                logger.warning("sealing failed; it is tried again", exc_info=True)
+                log.warning("sealing failed; it is tried again", exc_info=True)
             if self._stopping.wait(self._interval):
                 return
 

@@ -7,9 +7,9 @@ from sqlalchemy import Connection
 
 from ..core.errors import InvalidRequestError
 from ..core.values import (
-    MAX_POINTS,
     Page,
     check_code,
+    check_count,
     check_identifier,
     check_limit,
     check_reason,
@@ -33,7 +33,10 @@ from .sealing import LedgerLog
 
 
 class LedgerService(LedgerLog):
-    """The append-only double-entry ledger in a ``Database``, and its log."""
+    """The append-only double-entry ledger in a ``Database``, and its log.
+
+    The first call of any method raises ``SchemaVersionError`` for a database without this release's schema.
+    """
 
     def record(
         self, connection: Connection, draft: TransactionDraft, wallets: Mapping[str, WalletState]
@@ -67,7 +70,7 @@ class LedgerService(LedgerLog):
         return found[0] if found else None
 
     def transactions(self, transaction_ids: Sequence[str]) -> list[LedgerTransaction]:
-        """Those of these transactions that exist, in the order of their ids."""
+        """Those of these transactions that exist, in the order of their ids. Raises ``StorageUnavailableError``."""
         with self.database.read() as connection:
             return store.transactions(connection, transaction_ids)
 
@@ -101,8 +104,9 @@ class LedgerService(LedgerLog):
 
         ``account_id`` is ``user:…``, ``model:…`` or ``platform:issuer``; ``bucket`` narrows it to one
         account, the other filters to transactions that have these values, ``since`` (inclusive) and
-        ``until`` (exclusive) to the time of posting, in any UTC offset. Pages stay right while entries
-        arrive, since a wallet's entries are never posted into its past. Raises ``InvalidRequestError``,
+        ``until`` (exclusive) to the time of posting, in any UTC offset. Pages of users and models stay
+        right while entries arrive, since a wallet's entries are never posted into its past; the
+        platform has no wallet, and its entries have the times of the clients' clocks. Raises ``InvalidRequestError``,
         ``StorageUnavailableError``.
         """
         values = {"operation": operation, "reason": reason, "escrow_id": escrow_id}
@@ -136,12 +140,14 @@ class LedgerService(LedgerLog):
         check_code("currency", currency)
         if (at is None) == (version is None):
             raise InvalidRequestError(field="at", value=at, expected="given, or else version, and not both")
+        if at is not None:
+            at = _past("at", at)
+        else:
+            version = check_count("version", version)
         with self.database.read() as connection:
             if at is not None:
-                return store.balance_at(connection, account, currency, _past("at", at))
-            if type(version) is not int or version < 0:
-                raise InvalidRequestError(field="version", value=version, expected="a whole number from 0")
-            balance = store.balance_at_version(connection, account, currency, min(version, MAX_POINTS))
+                return store.balance_at(connection, account, currency, at)
+            balance = store.balance_at_version(connection, account, currency, version or 0)
         if balance is None:
             raise InvalidRequestError(field="version", value=version, expected="a version that the wallet has reached")
         return balance

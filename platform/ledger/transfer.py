@@ -15,9 +15,9 @@ from typing import Any, TextIO
 from sqlalchemy import Connection
 
 from ..core.database import Database, Retry
-from ..core.errors import InvalidRequestError
+from ..core.errors import InvalidRequestError, OptimisticLockError
 from . import log_store, store
-from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, chained, digest, time_text
+from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, chained, digest, plain
 from .models import LedgerEntry, LedgerTransaction, LogEntry, LogHead
 
 BATCH = 1000
@@ -96,7 +96,11 @@ def _write(database: Database, batch: list[LogEntry], finish: Callable[[Connecti
         if finish is not None:
             finish(connection)
 
-    database.run(attempt, retry=IMPORTING)
+    try:
+        database.run(attempt, retry=IMPORTING)
+    except OptimisticLockError as error:
+        field = f"lines {batch[0].position} to {batch[-1].position}"
+        raise InvalidRequestError(field=field, value="one that is there", expected="other transactions") from error
 
 
 def _checked(file: Iterable[str]) -> Iterator[LogEntry]:
@@ -177,14 +181,10 @@ def _line(entry: LogEntry) -> str:
         {
             "position": entry.position,
             "hash": entry.hash,
-            "transaction": {name: _plain(getattr(transaction, name)) for name in HEADER_FIELDS},
-            "entries": [{name: _plain(getattr(e, name)) for name in ENTRY_FIELDS} for e in transaction.entries],
+            "transaction": {name: plain(getattr(transaction, name)) for name in HEADER_FIELDS},
+            "entries": [{name: plain(getattr(e, name)) for name in ENTRY_FIELDS} for e in transaction.entries],
         }
     )
-
-
-def _plain(value: Any) -> Any:
-    return time_text(value) if isinstance(value, datetime) else value
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -38,15 +38,18 @@ _LATER = """NOT EXISTS (SELECT 1 FROM ledger_log l
 _TOUCHED_LATER = f"""(e.account_id, e.currency) IN (SELECT s.account_id, s.currency FROM ledger_entries s
     WHERE {_LATER.format(table="s")})"""
 
+_ENDED_LATER = f"t.escrow_id IN (SELECT s.escrow_id FROM ledger_transactions s WHERE {_LATER.format(table='s')})"
+
 
 def _narrowed(statement: str, since: int) -> str:
     """The statement over everything, or over what came after a position."""
-    fragments = {
+    later = {
         "transactions": _LATER.format(table="t"),
         "entries": _LATER.format(table="e"),
         "wallets": _TOUCHED_LATER,
+        "escrows": _ENDED_LATER,
     }
-    return statement.format(**{name: fragment if since else "1 = 1" for name, fragment in fragments.items()})
+    return statement.format(**{name: fragment if since else "1 = 1" for name, fragment in later.items()})
 
 
 def _rows(connection: Connection, statement: str, since: int, **parameters: Any) -> Iterator[dict[str, Any]]:
@@ -129,6 +132,22 @@ _KEYS = """
 """
 
 
+_ENDED_TWICE = """
+    SELECT escrow_id, COUNT(*) AS ends, MIN(transaction_id) AS one, MAX(transaction_id) AS other
+    FROM ledger_transactions t
+    WHERE operation NOT IN ('credit', 'hold') AND {escrows}
+    GROUP BY escrow_id HAVING COUNT(*) > 1
+    LIMIT :limit
+"""
+
+
+def _ended_twice(connection: Connection, since: int) -> Iterator[Finding]:
+    """Holds that were settled or refunded more than once."""
+    for row in _rows(connection, _ENDED_TWICE, since):
+        ids = {"escrow_id": row["escrow_id"], "transaction_ids": [row["one"], row["other"]]}
+        yield Finding(kind="escrow_ended_twice", ids=ids, expected=1, found=row["ends"])
+
+
 def _orphans(connection: Connection, since: int) -> Iterator[Finding]:
     """Entries without a transaction."""
     for row in _rows(connection, _ORPHANS, since):
@@ -189,6 +208,7 @@ def _entry_findings(row: Mapping[str, Any]) -> Iterator[Finding]:
         following = (last or 0) + 1
         other = last is not None and row["transaction_id"] != row["last_transaction"]
         past = last is not None and row["posted_at"] < row["last_posted"]
+        apart = last is not None and not other and row["posted_at"] > row["last_posted"]
         early = other and row["position"] is not None and not 0 < row["last_position"] < row["position"]
         problems = {
             "balance_gap": (before != (row["last_balance"] or 0), row["last_balance"] or 0, before),
@@ -197,6 +217,7 @@ def _entry_findings(row: Mapping[str, Any]) -> Iterator[Finding]:
             "version_used_twice": (version == last and other, row["last_transaction"], row["transaction_id"]),
             "version_gap": (version not in (last, following), following, version),
             "posted_into_the_past": (past, str(row["last_posted"]), str(row["posted_at"])),
+            "posted_apart": (apart, str(row["last_posted"]), str(row["posted_at"])),
             "log_order": (early, f"sealed after {row['last_transaction']}", f"position {row['position']}"),
         }
     ids = {name: row[name] for name in ("account_id", "currency", "bucket", "wallet_version", "transaction_id")}
@@ -207,8 +228,9 @@ def _entry_findings(row: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _log(connection: Connection, since: int) -> Iterator[Finding]:
     """Positions that are missing, sealed transactions that are missing or have changed, hashes that do not follow."""
-    if log_store.hash_at(connection, since) is None and since < log_store.head(connection).position:
-        yield Finding(kind="log_gap", ids={"position": since}, expected=since, found=None)
+    if log_store.hash_at(connection, since) is None:
+        kind = "log_gap" if since < log_store.head(connection).position else "log_cut"
+        yield Finding(kind=kind, ids={"position": since}, expected=since, found=None)
     for position, last_position, transaction_id, stored, expected in log_store.broken(connection, since, MOST_FINDINGS):
         ids = {"position": position, "transaction_id": transaction_id}
         if position != last_position + 1:
@@ -223,6 +245,7 @@ LEDGER_CHECKS: dict[str, Check] = {
     "transactions": _transactions,
     "entries": _orphans,
     "idempotency keys": _keys,
+    "ends of escrow items": _ended_twice,
     "accounts and versions": _history,
 }
 SEAL_CHECKS: dict[str, Check] = {"seals": _log}

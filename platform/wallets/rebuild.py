@@ -60,7 +60,8 @@ class Drift:
 def drifts(connection: Connection, *, since: int = 0, limit: int = MOST_DRIFTS) -> Iterator[Drift]:
     """Wallets and escrow items that are not what the ledger says, at most so many of a table.
 
-    With ``since``, only what was touched after that position of the log.
+    With ``since``, only what was touched after that position of the log. Raises SQLAlchemy's errors, which
+    ``Database.snapshot`` translates.
     """
     for table in EXPECTED:
         yield from _drifts(connection, table, {}, since, limit)
@@ -73,7 +74,7 @@ def apply(database: Database, drift: Drift) -> bool:
     """
     repaired: bool = database.run(partial(_repair, drift), retry=REPAIR)
     if repaired:
-        log.warning("repaired %s %s", drift.table, drift.key, extra={"drift": drift})
+        log.warning("repaired %s %s", drift.table, drift.key, extra={"table": drift.table, "key": drift.key})
     return repaired
 
 
@@ -179,9 +180,14 @@ def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
     def entry(entries: Any, transaction: Any, bucket: Bucket) -> ColumnElement[bool]:
         return and_(entries.c.transaction_id == transaction.c.transaction_id, entries.c.bucket == bucket.value)
 
+    ended = and_(
+        end.c.escrow_id == hold.c.escrow_id,
+        end.c.owner_id == hold.c.owner_id,
+        end.c.operation.in_(list(STATUS_AFTER)),
+    )
     joined = (
         hold.join(held, entry(held, hold, Bucket.ESCROW))
-        .outerjoin(end, and_(end.c.escrow_id == hold.c.escrow_id, end.c.operation.in_(list(STATUS_AFTER))))
+        .outerjoin(end, ended)
         .outerjoin(to_model, entry(to_model, end, Bucket.EARNED))
         .outerjoin(to_user, entry(to_user, end, Bucket.AVAILABLE))
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import DataError
 
 from ..core.database import Database
 from ..core.values import check_count
@@ -28,8 +29,8 @@ def verify(
     ``since`` narrows it to what came after that position of the log; ``head`` is one that was kept
     elsewhere, without which a log that was cut at its end, or replaced as a whole, cannot be told from a
     shorter or another one. ``ledger_only`` leaves out wallets and escrow items. ``progress`` is called
-    with the name of each check before it starts. Raises ``InvalidRequestError``, ``SchemaVersionError``,
-    ``StorageUnavailableError``.
+    with the name of each check before it starts, on PostgreSQL from two threads. Raises
+    ``InvalidRequestError``, ``SchemaVersionError``, ``StorageUnavailableError``.
     """
     check_count("since", since)
     others = LEDGER_CHECKS if ledger_only else {**LEDGER_CHECKS, **WALLET_CHECKS}
@@ -56,8 +57,8 @@ def _checked(
             for finding in check(connection, since):
                 yield finding
                 count += 1
-        except (TypeError, ValueError) as error:
-            # SQLite keeps whatever is put into a column; what is no time or number there cannot be compared.
+        except (TypeError, ValueError, DataError) as error:
+            # What is no time or number, or none that Python has (SQLite keeps anything, PostgreSQL 'infinity').
             yield Finding(
                 kind="unreadable", ids={"check": name}, expected="values of the columns' types", found=str(error)
             )

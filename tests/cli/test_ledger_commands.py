@@ -314,6 +314,14 @@ def test_rebuild_plans_checks_and_applies(command: Command, url: str, played: Wo
     assert command(*check).succeeded() == "every row is what the ledger says\n"
 
 
+def test_to_ask_and_to_repair_at_once_is_refused(command: Command, url: str, played: World) -> None:
+    tamper(played.database, "UPDATE user_wallets SET available = 36")
+    damaged = played.snapshot()
+    outcome = command("rebuild", "--check", "--apply", "--database", url)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert played.snapshot() == damaged
+
+
 def test_nothing_is_repaired_from_a_damaged_ledger(command: Command, url: str, played: World) -> None:
     """It would carry what was done to the ledger into the wallets."""
     tamper(
@@ -339,6 +347,22 @@ def test_more_rows_than_fit_at_once_are_all_repaired(
 
 
 # ── export and import ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_export_is_refused_while_a_transaction_waits_for_one_that_is_missing(
+    command: Command, url: str, played: World, tmp_path: Path
+) -> None:
+    """What waits is not in the log, and a copy made from the file would lack its points."""
+    first = "SELECT transaction_id FROM ledger_entries WHERE account_id = 'user:ana' AND wallet_version = 1"
+    tamper(
+        played.database,
+        f"DELETE FROM ledger_transactions WHERE transaction_id IN ({first})",
+        "DELETE FROM ledger_entries WHERE account_id = 'user:ana' AND wallet_version = 1",
+    )
+    outcome = command("export", str(tmp_path / "ledger.jsonl"), "--database", url)
+    assert outcome.status == 1
+    assert "wait for one that is missing" in outcome.err
+    assert list(tmp_path.glob("*ledger*")) == []
 
 
 def test_an_export_is_sealed_first_and_comes_back_whole(

@@ -214,6 +214,7 @@ def test_an_evening_that_was_only_played_has_no_finding(played: Played) -> None:
     assert findings(played, head=played.head, progress=checks.append) == []
     assert sorted(checks) == [
         "accounts and versions",
+        "ends of escrow items",
         "entries",
         "held escrow",
         "idempotency keys",
@@ -221,7 +222,7 @@ def test_an_evening_that_was_only_played_has_no_finding(played: Played) -> None:
         "transactions",
         "wallets and escrow items",
     ]
-    for since in range(played.head.position + 2):
+    for since in range(played.head.position + 1):
         assert findings(played, since=since, head=played.head) == []
 
 
@@ -656,6 +657,7 @@ def a_second_end_of_one_hold(p: Played) -> Any:
         .where(USER_WALLETS.c.user_id == "ana", USER_WALLETS.c.currency == "points")
         .values(available=70, escrow=0, version=7, updated_at=at["posted_at"]),
     ], [
+        ("escrow_ended_twice", {"escrow_id": p.items["1"]}, 1, 2),
         ("escrow_item_differs", of_item(p, "1"), {"status": "refunded"}, {"status": "settled"}),
         ("escrow_balance", ANA, 5, 0),
     ]
@@ -1006,7 +1008,8 @@ def test_a_log_cut_at_its_end_is_found_with_the_kept_head_alone(played: Played) 
     kept = {"position": played.head.position}
     expected = [Finding(kind="log_cut", ids=kept, expected=played.head.hash, found=None)]
     assert findings(played, head=played.head) == expected
-    assert findings(played, head=played.head, since=played.head.position) == expected
+    since = Finding(kind="log_cut", ids=kept, expected=played.head.position, found=None)
+    assert findings(played, head=played.head, since=played.head.position) == [since, *expected]
 
 
 def test_a_log_sealed_anew_after_a_change_is_found_with_the_kept_head_alone(played: Played) -> None:
@@ -1034,8 +1037,10 @@ def test_since_looks_at_what_came_after_that_position_and_at_nothing_before(play
     played.tamper(played.transaction("hold 4", request_id="other"))
     for since in range(at):
         assert [each.kind for each in findings(played, since=since)] == ["seal_broken"]
-    for since in range(at, played.head.position + 2):
+    for since in range(at, played.head.position + 1):
         assert findings(played, since=since) == []
+    (cut,) = findings(played, since=played.head.position + 1)
+    assert (cut.kind, cut.ids) == ("log_cut", {"position": played.head.position + 1})
 
 
 def test_since_finds_what_was_put_in_unsealed_and_what_drifted_later(played: Played) -> None:
