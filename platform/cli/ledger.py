@@ -5,7 +5,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -13,7 +13,7 @@ from typing import Annotated, Any, TextIO
 import jwt
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from ..core import Database
 from ..core.values import MAX_POINTS, now
@@ -22,7 +22,7 @@ from ..ledger.transfer import export_log
 from ..ledger.verify import Finding
 from ..queue import AuthorizationKey
 from ..wallets.rebuild import MOST_DRIFTS, Drift, apply, drifts, restore
-from ..wallets.verify import verify
+from ..wallets.verify import check_names, verify
 from .databases import DatabaseOption, existing_database, prepared_database
 from .terminal import Refusal, console
 
@@ -73,7 +73,7 @@ def verify_command(
     if signed_by is not None and head is None:
         raise Refusal("--signed-by is for a signed --head")
     kept = None if head is None else _head(head, signed_by)
-    with existing_database(database) as opened, progress() as show:
+    with existing_database(database) as opened, progress(total=len(check_names())) as show:
         findings = verify(opened, since=since, head=kept, progress=lambda check: show(f"checking {check}"))
         count = _print_json(findings) if as_json else _print_lines(map(_finding_line, findings))
     if not as_json:
@@ -152,13 +152,13 @@ def import_command(file: FileArgument, database: DatabaseOption = None) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Any]:
-    """A line on the terminal that says how far it is, and nothing where nobody watches."""
+def progress(total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A bar of so many steps on the terminal, or a line that changes; nothing where nobody watches."""
     terminal = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    columns = (SpinnerColumn(), *([BarColumn()] if total else []), TextColumn("{task.description}"))
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda text: bar.update(task, description=text)
+        task = bar.add_task("", total=total)
+        yield lambda text: bar.update(task, description=text, advance=1)
 
 
 def _print_lines(lines: Iterable[str]) -> int:

@@ -176,20 +176,16 @@ def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
     """The rows of the escrow items as the holds, and what ended them, give them."""
     hold, end = TRANSACTIONS.alias("hold"), TRANSACTIONS.alias("ended_by")
     held, to_model, to_user = ENTRIES.alias("held"), ENTRIES.alias("to_model"), ENTRIES.alias("to_user")
-
-    def entry(entries: Any, transaction: Any, bucket: Bucket) -> ColumnElement[bool]:
-        return and_(entries.c.transaction_id == transaction.c.transaction_id, entries.c.bucket == bucket.value)
-
     ended = and_(
         end.c.escrow_id == hold.c.escrow_id,
         end.c.owner_id == hold.c.owner_id,
         end.c.operation.in_(list(STATUS_AFTER)),
     )
     joined = (
-        hold.join(held, entry(held, hold, Bucket.ESCROW))
+        hold.join(held, _entry_of(held, hold, Bucket.ESCROW))
         .outerjoin(end, ended)
-        .outerjoin(to_model, entry(to_model, end, Bucket.EARNED))
-        .outerjoin(to_user, entry(to_user, end, Bucket.AVAILABLE))
+        .outerjoin(to_model, _entry_of(to_model, end, Bucket.EARNED))
+        .outerjoin(to_user, _entry_of(to_user, end, Bucket.AVAILABLE))
     )
     columns = {
         "escrow_id": hold.c.escrow_id,
@@ -215,6 +211,10 @@ def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
         newer = (_sealed_after(each.c.transaction_id, since) for each in (hold, end))
         statement = statement.where(or_(*newer))
     return statement
+
+
+def _entry_of(entries: Any, transaction: Any, bucket: Bucket) -> ColumnElement[bool]:
+    return and_(entries.c.transaction_id == transaction.c.transaction_id, entries.c.bucket == bucket.value)
 
 
 def _sealed_after(transaction_id: ColumnElement[Any], since: int) -> ColumnElement[bool]:

@@ -47,6 +47,11 @@ def verify(
             yield from check_head(connection, head)
 
 
+def check_names() -> list[str]:
+    """The names of the checks that ``verify`` makes."""
+    return [*LEDGER_CHECKS, *SEAL_CHECKS, *WALLET_CHECKS]
+
+
 def _checked(
     checks: dict[str, Check], connection: Connection, since: int, progress: Callable[[str], object]
 ) -> Iterator[Finding]:
