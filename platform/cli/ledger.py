@@ -195,8 +195,7 @@ def _named(drift: Drift) -> str:
 
 def _changes(drift: Drift) -> str:
     expected, found = drift.expected or {}, drift.found or {}
-    names = [name for name in expected or found if expected.get(name) != found.get(name)]
-    return ", ".join(f"{name} {_value(found.get(name))} -> {_value(expected.get(name))}" for name in names)
+    return ", ".join(f"{name} {_value(found.get(name))} -> {_value(expected.get(name))}" for name in drift.columns)
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -56,6 +56,12 @@ class Drift:
     expected: Row | None
     found: Row | None
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns that differ: all of them where one side is missing."""
+        expected, found = self.expected or {}, self.found or {}
+        return [name for name in expected or found if expected.get(name) != found.get(name)]
+
 
 def drifts(connection: Connection, *, since: int = 0, limit: int = MOST_DRIFTS) -> Iterator[Drift]:
     """Wallets and escrow items that are not what the ledger says, at most so many of a table.
@@ -74,7 +80,12 @@ def apply(database: Database, drift: Drift) -> bool:
     """
     repaired: bool = database.run(partial(_repair, drift), retry=REPAIR)
     if repaired:
-        log.warning("repaired %s %s", drift.table, drift.key, extra={"table": drift.table, "key": drift.key})
+        log.warning(
+            "repaired %s %s",
+            drift.table,
+            drift.key,
+            extra={"table": drift.table, "key": drift.key, "columns": drift.columns},
+        )
     return repaired
 
 
