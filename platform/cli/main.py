@@ -3,16 +3,19 @@
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from random import randrange
-from typing import Annotated
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 
 from ..core import Database, InvalidRequestError
-from ..core.values import MAX_PAGE, check_time, now
-from ..ledger import LedgerService, StatementLine
+from ..core.values import MAX_PAGE, Page, check_time, now
+from ..ledger import Account, LedgerService, StatementLine
+from ..ledger.accounts import OWNER_KIND
 from ..queue import AuthorizationVerifier
 from ..wallets import EscrowStatus, WalletService
 from . import tables
@@ -83,19 +86,30 @@ def demo(
 
 
 @app.command(epilog="Example: points-platform balance user:ana --database sqlite:///points.db")
-def balance(owner: OwnerArgument, database: DatabaseOption = None, currency: CurrencyOption = "points") -> None:
-    """What a user has available and in escrow, or what a model has earned."""
+def balance(
+    owner: OwnerArgument,
+    database: DatabaseOption = None,
+    currency: CurrencyOption = "points",
+    at: Annotated[
+        datetime | None,
+        typer.Option(parser=_time_or_age, metavar="TIME|AGE", show_default=False, help="as of then"),
+    ] = None,
+) -> None:
+    """What a user has available and in escrow, or what a model has earned; now, or as of a time."""
     kind, _, name = owner.partition(":")
     if kind not in {"user", "model"} or not name:
         raise Refusal(f"a balance is that of user:NAME or model:NAME, not of {owner!r}")
     with existing_database(database) as opened:
-        wallets = _readable_wallets(opened)
-        if kind == "user":
-            user = wallets.get_user_balance(name, currency)
-            sums = {"available": user.available, "escrow": user.escrow, "total": user.total}
+        if at is not None:
+            ledger, buckets = LedgerService(opened), [b for b, owned_by in OWNER_KIND.items() if owned_by == kind]
+            sums = {b.value: ledger.balance_as_of(Account(owner, b), currency, at=at) for b in buckets}
+        elif kind == "user":
+            user = _readable_wallets(opened).get_user_balance(name, currency)
+            sums = {"available": user.available, "escrow": user.escrow}
         else:
-            sums = {"earned": wallets.get_model_balance(name, currency).earned}
-    show(tables.amounts(owner, [(currency, sums)], first="currency"))
+            sums = {"earned": _readable_wallets(opened).get_model_balance(name, currency).earned}
+    total = {"total": sum(sums.values())} if kind == "user" else {}
+    show(tables.amounts(owner, [(currency, sums | total)], first="currency"))
 
 
 @app.command(epilog="Example: points-platform escrows --held-before 2h --database sqlite:///points.db")
@@ -135,15 +149,27 @@ def escrows(
     _hint(page.next)
 
 
-@app.command(epilog="Example: points-platform statement model:luna --limit 20 --database sqlite:///points.db")
+def _filter(help_: str, metavar: str = "CODE") -> Any:
+    return typer.Option(metavar=metavar, show_default=False, help=help_)
+
+
+def _moment(help_: str) -> Any:
+    return typer.Option(parser=_time_or_age, metavar="TIME|AGE", show_default=False, help=help_)
+
+
+@app.command(epilog="Example: points-platform statement model:luna --since 7d --database sqlite:///points.db")
 def statement(
     owner: OwnerArgument,
     database: DatabaseOption = None,
     currency: CurrencyOption = "points",
-    bucket: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", show_default=False, help="only available, escrow, earned or issued"),
-    ] = None,
+    bucket: Annotated[str | None, _filter("only available, escrow, earned or issued", "NAME")] = None,
+    operation: Annotated[str | None, _filter("only credit, hold, settle, refund or partial_settle", "NAME")] = None,
+    reason: Annotated[str | None, _filter("only for this reason")] = None,
+    escrow_item: Annotated[str | None, _filter("only of this escrow item", "ID")] = None,
+    queue_item: Annotated[str | None, _filter("only of this queue item", "ID")] = None,
+    request: Annotated[str | None, _filter("only of this request", "ID")] = None,
+    since: Annotated[datetime | None, _moment("posted at that time or later")] = None,
+    until: Annotated[datetime | None, _moment("posted before that time")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="all lines as CSV, oldest first")] = False,
     newest_first: Annotated[bool, typer.Option("--newest-first/--oldest-first", help="the order of the lines")] = True,
     limit: LimitOption = 50,
@@ -151,20 +177,51 @@ def statement(
 ) -> None:
     """What happened to an owner's points, line by line; platform:issuer is where all of them come from."""
     with existing_database(database) as opened:
-        if as_csv:
-            tables.write_csv(_all_lines(LedgerService(opened), owner, currency, bucket))
-            return
-        page = LedgerService(opened).entries(
-            owner, currency, bucket=bucket, newest_first=newest_first, limit=limit, after=after
+        read = partial(
+            LedgerService(opened).entries,
+            owner,
+            currency,
+            bucket=bucket,
+            operation=operation,
+            reason=reason,
+            escrow_id=escrow_item,
+            queue_item_id=queue_item,
+            request_id=request,
+            since=since,
+            until=until,
         )
+        if as_csv:
+            tables.write_csv(_all_lines(read))
+            return
+        page = read(newest_first=newest_first, limit=limit, after=after)
     show(tables.statement(f"{owner} ({currency})", page.items))
     _hint(page.next)
 
 
-def _all_lines(ledger: LedgerService, owner: str, currency: str, bucket: str | None) -> Iterator[StatementLine]:
+@app.command(epilog="Example: points-platform earnings luna --per week --timezone Europe/Vienna --since 90d")
+def earnings(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="the model's name", show_default=False)],
+    database: DatabaseOption = None,
+    currency: CurrencyOption = "points",
+    per: Annotated[str, typer.Option(metavar="PERIOD", help="day, week or month")] = "day",
+    timezone: Annotated[str, typer.Option(metavar="ZONE", help="whose days, weeks and months")] = "UTC",
+    since: Annotated[datetime, _moment("from the period of that time on; else 30 days ago")] = "30d",  # type: ignore[assignment]
+    until: Annotated[datetime, _moment("up to the period of that time; else now")] = "0s",  # type: ignore[assignment]
+) -> None:
+    """What a model has earned per day, week or month of a time zone."""
+    with existing_database(database) as opened:
+        periods = LedgerService(opened).earnings(
+            model, currency, period=per, timezone=timezone, since=since, until=until
+        )
+    zone = ZoneInfo(timezone)
+    rows = [(f"{period.start.astimezone(zone):%Y-%m-%d}", {"earned": period.earned}) for period in periods]
+    show(tables.amounts(f"model:{model} ({currency})", rows, first=f"{per} ({timezone})"))
+
+
+def _all_lines(read: Callable[..., Page[StatementLine]]) -> Iterator[StatementLine]:
     cursor = None
     while True:
-        page = ledger.entries(owner, currency, bucket=bucket, limit=MAX_PAGE, after=cursor)
+        page = read(limit=MAX_PAGE, after=cursor)
         yield from page.items
         if (cursor := page.next) is None:
             return

@@ -541,3 +541,44 @@ def test_an_import_names_its_database_and_its_file(
     command("import", tmp_path, "--database", f"sqlite:///{tmp_path}/target.db").refused()
     (tmp_path / "folder.gz").mkdir()
     command("import", tmp_path / "folder.gz", "--database", f"sqlite:///{tmp_path}/target.db").refused()
+
+
+# ── history ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_statement_is_narrowed_by_each_filter(command: Command, url: str, played: World) -> None:
+    held = played.wallets.list_escrows(user_id="ana").items[0].escrow_id
+    filters = {
+        ("--operation", "credit"): 1,
+        ("--reason", "queue_timeout"): 2,
+        ("--escrow-item", held): 3,
+        ("--queue-item", "queue-2"): 0,
+        ("--request", "request-1"): 14,
+        ("--since", "1h"): 14,
+        ("--until", "1h"): 0,
+        ("--operation", "hold", "--bucket", "escrow"): 4,
+    }
+    for given, lines in filters.items():
+        out = command("statement", "user:ana", *given, "--csv", "--database", url).succeeded()
+        assert len(list(csv.DictReader(io.StringIO(out)))) == lines, given
+
+
+def test_a_balance_as_of_a_time_is_that_of_then(command: Command, url: str, played: World) -> None:
+    first = played.ledger.entries("user:ana", "points").items[0].posted_at.isoformat()
+    assert " 100 " in command("balance", "user:ana", "--at", first, "--database", url).succeeded()
+    assert " 0 " in command("balance", "user:ana", "--at", "1h", "--database", url).succeeded()
+    assert " 45 " in command("balance", "user:ana", "--at", "0s", "--database", url).succeeded()
+    assert " 50 " in command("balance", "model:luna", "--at", "0s", "--database", url).succeeded()
+    assert "future" in command("balance", "user:ana", "--at", "2999-01-01T00:00:00Z", "--database", url).refused()
+
+
+def test_earnings_are_given_per_period_of_a_zone(command: Command, url: str, played: World) -> None:
+    for per, rows in (("day", (3, 4)), ("month", (1, 2))):
+        out = command(
+            "earnings", "luna", "--per", per, "--since", "2d", "--timezone", "Europe/Vienna", "--database", url
+        ).succeeded()
+        earned = [line.split()[1] for line in out.splitlines() if line[:2] == "20"]
+        assert len(earned) in rows
+        assert (earned[-1], set(earned[:-1]) <= {"0"}) == ("50", True)
+    for wrong in (("--per", "hour"), ("--timezone", "Mars"), ("--since", "yesterday")):
+        command("earnings", "luna", *wrong, "--database", url).refused()
