@@ -10,6 +10,7 @@ import jwt
 from ..core.errors import InvalidAuthorizationError, InvalidRequestError
 from ..core.values import check_identifier, checks_of, new_id, now
 from ..wallets.authorization import (
+    AUTHORIZATION_OF,
     QueueAuthorization,
     QueuePartialSettlementAuthorization,
     QueueRefundAuthorization,
@@ -29,14 +30,9 @@ MAX_TOKEN_LENGTH = 16 * 1024  # the longest fields that are valid, escaped, make
 # RFC 7515, section 7.1: three base64url parts, without the padding that a lenient reader would accept.
 COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 TIMES = ("iat", "nbf", "exp")
+MAX_HEADERS = 100
 REGISTERED = ("iss", "aud", "sub", "jti", *TIMES)
 LAST_SECOND = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
-
-KINDS: dict[type[Request], type[QueueAuthorization]] = {
-    EscrowSettleRequest: QueueSettlementAuthorization,
-    EscrowRefundRequest: QueueRefundAuthorization,
-    EscrowPartialSettleRequest: QueuePartialSettlementAuthorization,
-}
 
 # What PyJWT raises, the more special first.
 CAUSES: dict[type[Exception], str] = {
@@ -81,6 +77,8 @@ class AuthorizationVerifier:
             self._keys[key.kid] = key
         if not self._keys:
             raise InvalidRequestError(field="keys", value=(), expected="at least one key")
+        # A signer begins each token with the same header: one that a genuine token had need not be parsed again.
+        self._proven_headers: dict[str, AuthorizationKey] = {}
 
     def verify(self, authorization: object, kind: type[QueueAuthorization], action: Mapping[str, Any]) -> str:
         """The authorization's id (the token's ``jti``), if it permits exactly this action now.
@@ -106,9 +104,9 @@ class AuthorizationVerifier:
             raise InvalidAuthorizationError(cause="missing")
         if not isinstance(token, str) or len(token) > MAX_TOKEN_LENGTH or not COMPACT.fullmatch(token):
             raise InvalidAuthorizationError(cause="malformed")
-        required = _as_claims(kind, dict.fromkeys(action_fields(kind)))
+        header = token.partition(".")[0]
         try:
-            key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
+            key = self._proven_headers.get(header) or self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
             if key is None:
                 raise InvalidAuthorizationError(cause="unknown_key")
             claims: dict[str, Any] = jwt.decode(
@@ -118,10 +116,12 @@ class AuthorizationVerifier:
                 leeway=self._leeway,
                 issuer=self._issuer,
                 audience=self._audience,
-                options={"require": [*REGISTERED, *required], "strict_aud": True},
+                options={"require": [*REGISTERED, "action", *_fields_of_claims(kind)], "strict_aud": True},
             )
         except jwt.PyJWTError as error:
             raise _refused(error) from error
+        if len(self._proven_headers) < MAX_HEADERS:
+            self._proven_headers[header] = key
         _check_forms(claims)
         return claims
 
@@ -231,7 +231,7 @@ class QueueAuthorizer(AuthorizationVerifier):
 
         Raises ``InvalidRequestError`` for what is no request to settle, refund or settle in part.
         """
-        kind = KINDS.get(type(request))
+        kind = AUTHORIZATION_OF.get(type(request))
         if kind is None:
             given = f"a {type(request).__name__}"
             raise InvalidRequestError(field="request", value=given, expected="one that ends a hold")
@@ -264,8 +264,11 @@ def _key(key: AuthorizationKey | KeyMaterial) -> AuthorizationKey:
 
 def _as_claims(kind: type[QueueAuthorization], action: Mapping[str, Any]) -> dict[str, Any]:
     """The action as a token has it: the queue item is what it speaks of, the subject."""
-    names = {name: "sub" if name == "queue_item_id" else name for name in action_fields(kind)}
-    return {"action": kind.action} | {claim: action[name] for name, claim in names.items()}
+    return {"action": kind.action, **{claim: action[name] for claim, name in _fields_of_claims(kind).items()}}
+
+
+def _fields_of_claims(kind: type[QueueAuthorization]) -> dict[str, str]:
+    return {"sub" if name == "queue_item_id" else name: name for name in action_fields(kind)}
 
 
 def _check_forms(claims: Mapping[str, Any]) -> None:

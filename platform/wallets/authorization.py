@@ -5,11 +5,14 @@ it is built: the verifier judges it, and what counts is what the token says. The
 say what the queue checks before it signs.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, ClassVar, Protocol
+from functools import cache
+from typing import Any, ClassVar, Protocol, cast
 
 from ..core.values import Identifier, Points, Reason, checks_of
+from .requests import EscrowPartialSettleRequest, EscrowRefundRequest, EscrowSettleRequest, Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,20 @@ class QueuePartialSettlementAuthorization(QueueAuthorization):
 
 def action_fields(kind: type[QueueAuthorization]) -> tuple[str, ...]:
     """The fields that say what is permitted: those of the authorization that its request has too."""
+    return _action_fields(cast(Hashable, kind))
+
+
+@cache
+def _action_fields(kind: type[QueueAuthorization]) -> tuple[str, ...]:
     return tuple(name for name, _ in checks_of(kind))
+
+
+# What each request that ends a hold must come with.
+AUTHORIZATION_OF: dict[type[Request], type[QueueAuthorization]] = {
+    EscrowSettleRequest: QueueSettlementAuthorization,
+    EscrowRefundRequest: QueueRefundAuthorization,
+    EscrowPartialSettleRequest: QueuePartialSettlementAuthorization,
+}
 
 
 class Authorizer(Protocol):

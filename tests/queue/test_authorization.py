@@ -65,9 +65,13 @@ def _noon() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def authorizer() -> QueueAuthorizer:
-    return QueueAuthorizer(SECRET)
+@pytest.fixture(params=["new", "used"])
+def authorizer(request: pytest.FixtureRequest) -> QueueAuthorizer:
+    """What it has verified before, and may remember, must not let anything else pass."""
+    authorizer = QueueAuthorizer(SECRET)
+    for kind, action in ACTIONS.items() if request.param == "used" else ():
+        authorizer.verify(authorize(authorizer, kind), kind, action)
+    return authorizer
 
 
 def authorize(authorizer: QueueAuthorizer, kind: Kind, **changes: Any) -> Any:
@@ -784,3 +788,31 @@ def test_issuer_and_audience_are_those_of_the_verifier(kind: Kind, name: str, ca
     assert verify(ours, authorize(ours, kind))
     assert refusal(ours, authorize(theirs, kind)) == {"cause": cause}
     assert refusal(theirs, authorize(ours, kind)) == {"cause": cause}
+
+
+# ── what a verifier remembers ──
+
+
+def test_more_headers_than_are_remembered_are_verified_all_the_same_and_none_lets_another_key_in(
+    authorizer: QueueAuthorizer,
+) -> None:
+    genuine = authorize(authorizer, QueueRefundAuthorization)
+    for number in range(300):
+        other = resigned(genuine, header={"typ": f"JWT-{number}"})
+        assert verify(authorizer, other) == verify(authorizer, genuine)
+        header, body, _ = other.token.split(".")
+        forged = f"{header}.{body}.{part(hs256('another secret of at least 32 bytes')(f'{header}.{body}'.encode()))}"
+        assert refusal(authorizer, replace(other, token=forged)) == {"cause": "signature"}
+
+
+def test_a_header_is_not_remembered_before_a_signature_has_proved_it(authorizer: QueueAuthorizer) -> None:
+    """Else whoever sends many tokens could fill the memory, or leave a key for the next one."""
+    genuine = authorize(authorizer, QueueRefundAuthorization)
+    for number in range(300):
+        head, body = opened(genuine.token)
+        token = compact(head | {"typ": f"other-{number}"}, body, hs256("another secret of at least 32 bytes"))
+        assert refusal(authorizer, replace(genuine, token=token)) == {"cause": "signature"}
+        assert verify(authorizer, resigned(genuine, header={"typ": f"other-{number}"}))
+    new = QueueAuthorizer("quite another secret of at least 32 bytes")
+    assert refusal(new, genuine) == {"cause": "unknown_key"}
+    assert refusal(new, genuine) == {"cause": "unknown_key"}
