@@ -59,6 +59,14 @@ def database(url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
+def stepwise(url: str) -> Iterator[World]:
+    """A platform whose operations go statement by statement on PostgreSQL too, with a read before they write."""
+    with Database(url, single_statement=False) as database:
+        yield World(database)
+        recount(database)
+
+
+@pytest.fixture
 def world(database: Database) -> Iterator[World]:
     """A platform on a database of its own; every test ends with a recount of the invariants."""
     world = World(database)

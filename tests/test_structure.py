@@ -10,7 +10,7 @@ import subprocess
 import sys
 import types
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -35,6 +35,9 @@ STATEMENT_CALLS = {"execute", "executemany", "exec_driver_sql", "scalar", "scala
 SQL_FILES = {
     "store.py",
     "log_store.py",
+    "single.py",
+    "rows.py",
+    "statement.py",
     "books.py",
     "verify.py",
     "rebuild.py",
@@ -137,10 +140,10 @@ def test_sql_stands_only_in_the_files_made_for_it() -> None:
     assert {"wallets/store.py", "ledger/store.py", "core/database.py"} <= speaking
 
 
-def test_drivers_are_known_to_the_module_about_their_failures_alone() -> None:
+def test_drivers_are_known_to_what_speaks_to_one_and_to_what_reads_their_failures_alone() -> None:
     drivers = {"psycopg", "sqlite3"}
     found = {module for module in TREES for source, _ in imports(module) if source.split(".")[0] in drivers}
-    assert found <= {"core/failures.py"}
+    assert found <= {"core/failures.py", "core/statement.py"}
 
 
 # ── size and documentation ──
@@ -366,6 +369,14 @@ SIGNATURES: list[tuple[Any, list[str]]] = [
 ]
 
 
+BATCHES = {
+    "credit_many": ("credit_user", "requests"),
+    "hold_many": ("hold_in_escrow", "requests"),
+    "settle_many": ("settle_escrow", "settlements"),
+    "refund_many": ("refund_escrow", "refunds"),
+}
+
+
 def test_mutating_methods_take_a_request_an_authorization_where_needed_and_a_session() -> None:
     for name, (request, authorization, response) in MUTATING.items():
         method = getattr(wallets.WalletService, name)
@@ -380,7 +391,20 @@ def test_mutating_methods_take_a_request_an_authorization_where_needed_and_a_ses
         for name, method in inspect.getmembers(wallets.WalletService, inspect.isfunction)
         if not name.startswith("_") and "session" in inspect.signature(method).parameters
     ]
-    assert sorted(with_session) == sorted(MUTATING), "a method without a session, or one that nobody has listed"
+    assert sorted(with_session) == sorted([*MUTATING, *BATCHES]), (
+        "a method without a session, or one that nobody has listed"
+    )
+
+
+def test_methods_for_many_take_what_those_for_one_take_and_answer_each() -> None:
+    for name, (of_one, parameter) in BATCHES.items():
+        method = getattr(wallets.WalletService, name)
+        assert signature(method) == [parameter, "*atomic=False", "*session=None"], name
+        request, authorization, response = MUTATING[of_one]
+        item = request if authorization is None else tuple[request, authorization]  # type: ignore[valid-type]
+        hints = get_type_hints(method)
+        assert hints[parameter] == Sequence[item], name  # type: ignore[valid-type]
+        assert hints["return"] == list[response | errors.WalletError], name  # type: ignore[valid-type]
 
 
 def test_methods_have_exactly_these_parameters() -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,11 +17,23 @@ from sqlmodel import col
 
 from .engines import READ_ONLY, create, prepare
 from .errors import InvalidRequestError, SchemaVersionError
-from .failures import Stale, is_schema_race, is_transient, is_unique_violation, translate, translated
+from .failures import (
+    FAILURES,
+    is_lost,
+    is_miss,
+    is_schema_race,
+    is_transient,
+    is_unique_violation,
+    translate,
+    translated,
+)
 from .models import SCHEMA_VERSION, Base, SchemaVersionRow
+from .statement import Parameters, Row, Statement, in_transaction
 
 T = TypeVar("T")
 Attempt = Callable[[Connection, bool], T]
+Execute = Callable[[Statement, Parameters], Row | None]
+AtOnce = Callable[[Execute, Callable[[], Connection]], T]
 HostSession = Session | scoped_session[Any] | None
 
 log = logging.getLogger(__name__)
@@ -29,6 +41,9 @@ log = logging.getLogger(__name__)
 JOINED_ATTEMPTS = 2
 SNAPSHOT_SETTINGS = ("work_mem = '64MB'", "jit = off")
 MAX_DOUBLINGS = 10
+LOCAL = ("lock_timeout", "plan_cache_mode")
+SET_LOCALLY = text("SELECT " + ", ".join(f"set_config('{name}', :{name}, true)" for name in LOCAL))
+CURRENT_SETTINGS = text("SELECT " + ", ".join(f"current_setting('{name}') AS {name}" for name in LOCAL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +65,25 @@ class Database:
     ``target`` is a URL (``sqlite:///file.db``, ``postgresql+psycopg://…``) or the host's own SQLAlchemy
     ``Engine``; give an engine before its first connection is made, since each SQLite connection is
     configured when it opens. ``lock_timeout_ms`` bounds the wait for one row lock on PostgreSQL.
+    ``single_statement=False`` is for what speaks PostgreSQL's protocol but cannot change several tables
+    in one statement (a cluster whose rows of one operation are on several machines).
     Threads share one ``Database``; a forked worker may build its own or go on with this one.
     Raises ``InvalidRequestError`` for a target that is neither.
     """
 
-    def __init__(self, target: str | URL | Engine, *, lock_timeout_ms: int = 5000) -> None:
+    def __init__(
+        self, target: str | URL | Engine, *, lock_timeout_ms: int = 5000, single_statement: bool = True
+    ) -> None:
         if type(lock_timeout_ms) is not int or lock_timeout_ms < 1:
             raise InvalidRequestError(
                 field="lock_timeout_ms", value=lock_timeout_ms, expected="a whole number of milliseconds from 1"
             )
         self._owns_engine = not isinstance(target, Engine)
         self.engine = target if isinstance(target, Engine) else create(target)
-        self._lock_timeout = text(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
+        self.lock_timeout = f"{lock_timeout_ms}ms"
+        self.single_statement = single_statement and not self.is_sqlite
+        # Joins with the rows of a parameter: what a plan made for an empty table would cost on a large one.
+        self._settings = {"lock_timeout": self.lock_timeout, "plan_cache_mode": "force_custom_plan"}
         self._schema_checked = False
         self._process = os.getpid()
         prepare(self.engine)
@@ -141,12 +163,23 @@ class Database:
                     connection.execute(text(f"SET LOCAL {setting}"))
             yield connection
 
-    def run(self, attempt: Attempt[T], *, retry: Retry, session: HostSession = None) -> T:
+    def run(
+        self,
+        attempt: Attempt[T],
+        *,
+        retry: Retry,
+        session: HostSession = None,
+        at_once: AtOnce[T] | None = None,
+    ) -> T:
         """Carry out ``attempt(connection, locked)`` in a transaction of its own, or join the session's.
 
         In its own transaction it is committed, and tried again whole after a conflict or a lost
         connection; ``locked`` is true for every try but the first: lock, then read. Raises what the
         attempt raises, ``OptimisticLockError``, ``StorageUnavailableError``.
+
+        Where single statements are on, ``at_once(execute, connect)`` takes the place of the first try:
+        ``execute`` carries out one statement as a transaction of its own and returns its first row, ``None``
+        if it had no effect; ``connect`` gives a connection for plain reads.
         """
         if session is not None:
             return self._join(attempt, session)
@@ -155,15 +188,38 @@ class Database:
         while True:
             retry.pause(number)
             try:
+                if at_once is not None and number == 0 and self.single_statement:
+                    return at_once(self._execute_alone, self._reading.connect)
                 with self.engine.begin() as connection:
-                    self._bound_lock_waits(connection)
+                    self._set_locally(connection, self._settings)
                     return attempt(connection, number > 0)
-            except (Stale, SQLAlchemyError) as error:
+            except FAILURES as error:
                 failure = translate(error, attempts=number + 1)
                 if not is_transient(error) or number == retry.attempts:
                     raise failure from error
                 number += 1
                 log.debug("attempt %d: %s", number, failure.code, extra={"attempt": number, "code": failure.code})
+
+    def _execute_alone(self, statement: Statement, parameters: Parameters) -> Row | None:
+        pooled = self.engine.raw_connection()
+        try:
+            row = statement.execute(pooled, parameters)
+            if in_transaction(pooled):
+                pooled.commit()
+            return row
+        except FAILURES as error:
+            if is_lost(error):
+                pooled.invalidate(error)
+                # As SQLAlchemy does: what has cut this connection has most likely cut the idle ones too.
+                self.engine.dispose()
+            if is_miss(error):
+                return None
+            raise
+        except BaseException as error:
+            pooled.invalidate(error)
+            raise
+        finally:
+            pooled.close()
 
     def _join(self, attempt: Attempt[T], session: "Session | scoped_session[Any]") -> T:
         """One try in a savepoint of the caller's transaction, and a second if a unique key was taken meanwhile."""
@@ -172,9 +228,9 @@ class Database:
             try:
                 connection = session.connection()
                 self._check_joinable(connection)
-                with connection.begin_nested(), self._lock_waits_bounded(connection):
+                with connection.begin_nested(), self._settings_lent(connection):
                     return attempt(connection, True)
-            except (Stale, SQLAlchemyError) as error:
+            except FAILURES as error:
                 self._give_up_what_sqlite_has_rolled_back(session)
                 if number == JOINED_ATTEMPTS or not is_unique_violation(error):
                     raise translate(error, attempts=number) from error
@@ -196,20 +252,20 @@ class Database:
                 if not getattr(connection.connection.dbapi_connection, "in_transaction", True):
                     connection.invalidate()
 
-    def _bound_lock_waits(self, connection: Connection) -> None:
+    def _set_locally(self, connection: Connection, settings: Mapping[str, str]) -> None:
         if not self.is_sqlite:
-            connection.execute(self._lock_timeout)
+            connection.execute(SET_LOCALLY, settings)
 
     @contextmanager
-    def _lock_waits_bounded(self, connection: Connection) -> Iterator[None]:
-        """The same inside the caller's transaction, whose own setting is put back afterwards."""
+    def _settings_lent(self, connection: Connection) -> Iterator[None]:
+        """The same inside the caller's transaction, whose own settings are put back afterwards."""
         if self.is_sqlite:
             yield
             return
-        before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
-        self._bound_lock_waits(connection)
+        before = connection.execute(CURRENT_SETTINGS).one()._mapping
+        self._set_locally(connection, self._settings)
         yield
-        connection.execute(text("SELECT set_config('lock_timeout', :before, true)"), {"before": before})
+        self._set_locally(connection, dict(before))
 
 
 def _schema_version(connection: Connection) -> int | None:

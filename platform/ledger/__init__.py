@@ -12,6 +12,7 @@ from .models import (
     TransactionDraft,
     WalletState,
 )
+from .posting import post
 from .sealing import LogReader, Sealer
 from .service import LedgerService
 
@@ -33,4 +34,5 @@ __all__ = [
     "StatementLine",
     "TransactionDraft",
     "WalletState",
+    "post",
 ]

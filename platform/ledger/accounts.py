@@ -1,6 +1,6 @@
 """Every account there is, and every movement that an operation may make between two of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -36,6 +36,8 @@ class Operation(StrEnum):
 ISSUER = Account("platform:issuer", Bucket.ISSUED)
 
 OWNER_KIND = {Bucket.AVAILABLE: "user", Bucket.ESCROW: "user", Bucket.EARNED: "model", Bucket.ISSUED: "platform"}
+
+OWNER_PREFIX = {bucket: f"{kind}:" for bucket, kind in OWNER_KIND.items()}
 
 # The buckets that one wallet has, and one version counts.
 WALLET_OF = {
@@ -82,20 +84,16 @@ class Movement:
     amount: int
 
 
-def is_legal(operation: str, movements: Iterable[Movement]) -> bool:
+def is_legal(operation: str, movements: Sequence[Movement]) -> bool:
     """Whether these are exactly movements of that operation, between owners of the right kind."""
-    made = [(movement.source.bucket, movement.target.bucket) for movement in movements]
-    owners_fit = all(
-        account.account_id.startswith(f"{OWNER_KIND[account.bucket]}:")
-        for movement in movements
-        for account in (movement.source, movement.target)
-    )
-    return (
-        owners_fit
-        and sorted(made) == sorted(LEGAL_MOVEMENTS.get(operation, ()))
-        and made != []
-        and all(movement.amount > 0 for movement in movements)
-    )
+    made = []
+    for movement in movements:
+        for account_id, bucket in (movement.source, movement.target):
+            if not account_id.startswith(OWNER_PREFIX[bucket]):
+                return False
+        made.append((movement.source.bucket, movement.target.bucket))
+    legal = LEGAL_MOVEMENTS.get(operation, set())
+    return made != [] and len(made) == len(legal) and legal.issuperset(made) and all(m.amount > 0 for m in movements)
 
 
 def net(movements: Iterable[Movement]) -> dict[Account, int]:

@@ -1,5 +1,6 @@
 """The ledger's tables, and the values that are read from them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,7 +9,7 @@ from sqlmodel import Field
 
 from ..core.models import Base, UtcDateTime, column, points, text
 from ..core.values import MAX_ID_LENGTH, HasMetadata
-from .accounts import Account, Movement
+from .accounts import Account, Bucket, Movement
 
 UUID_LENGTH = 36
 HASH_LENGTH = 64
@@ -200,7 +201,7 @@ class StatementLine(LedgerEntry):
 class WalletState:
     """A wallet as a write left it: what an entry on it needs to know."""
 
-    balances: dict[str, int]
+    balances: Mapping[Bucket, int]
     version: int
     posted_at: datetime
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from ..core.errors import InvalidRequestError
+from ..core.rows import CHUNK
 from ..core.values import (
     Page,
     check_code,
@@ -19,15 +20,8 @@ from ..core.values import (
     now,
 )
 from . import store
-from .accounts import ISSUER, OWNER_KIND, Account, Bucket, earned, is_legal, net
-from .models import (
-    EarningsPeriod,
-    LedgerEntry,
-    LedgerTransaction,
-    StatementLine,
-    TransactionDraft,
-    WalletState,
-)
+from .accounts import OWNER_KIND, Account, Bucket, earned
+from .models import EarningsPeriod, LedgerTransaction, StatementLine
 from .periods import period_edges
 from .sealing import LedgerLog
 
@@ -38,28 +32,13 @@ class LedgerService(LedgerLog):
     The first call of any method raises ``SchemaVersionError`` for a database without this release's schema.
     """
 
-    def record(
-        self, connection: Connection, draft: TransactionDraft, wallets: Mapping[str, WalletState]
-    ) -> LedgerTransaction:
-        """Write the draft as a transaction, in the transaction of ``connection``: how the wallets write.
+    def record(self, connection: Connection, transactions: Sequence[LedgerTransaction]) -> None:
+        """Write posted transactions, in the transaction of ``connection``: how the wallets write.
 
-        ``wallets`` has each touched wallet, by account id, as the write before has left it. The
-        entries derive from the draft's movements, so they sum to zero. Raises ``ValueError`` for
-        movements that the operation must not make and for a wallet that is not given, and SQLAlchemy's
-        ``IntegrityError`` when the idempotency key has been used: ``Database.run`` answers that.
+        Raises SQLAlchemy's ``IntegrityError`` when an idempotency key has been used: ``Database.run``
+        answers that.
         """
-        if not is_legal(draft.operation, draft.movements):
-            raise ValueError(f"{draft.operation} must not make the movements {draft.movements}")
-        entries = (
-            _entry(account, amount, wallets.get(account.account_id), draft.occurred_at)
-            for account, amount in net(draft.movements).items()
-        )
-        if missing := [a for a in net(draft.movements) if a.account_id not in wallets and a != ISSUER]:
-            raise ValueError(f"{draft.operation} was recorded without the wallets of {missing}")
-        header = {name: value for name, value in vars(draft).items() if name != "movements"}
-        transaction = LedgerTransaction(**header, entries=store.in_order(entries))
-        store.add(connection, transaction)
-        return transaction
+        store.add(connection, transactions)
 
     def transaction(self, transaction_id: str) -> LedgerTransaction | None:
         """The transaction with that id, ``None`` if there is none.
@@ -72,7 +51,9 @@ class LedgerService(LedgerLog):
     def transactions(self, transaction_ids: Sequence[str]) -> list[LedgerTransaction]:
         """Those of these transactions that exist, in the order of their ids. Raises ``StorageUnavailableError``."""
         with self.database.read() as connection:
-            return store.transactions(connection, transaction_ids)
+            ids = sorted(transaction_ids)
+            parts = (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+            return [each for part in parts for each in store.transactions(connection, part)]
 
     def transactions_of_escrow(self, escrow_id: str) -> list[LedgerTransaction]:
         """The life of one hold: the hold first, then what ended it. Empty for an unknown id.
@@ -167,19 +148,6 @@ class LedgerService(LedgerLog):
         edges = period_edges(period, timezone, check_time("since", since), check_time("until", until))
         with self.database.read() as connection:
             return store.earned_between(connection, account, currency, edges)
-
-
-def _entry(account: Account, amount: int, wallet: WalletState | None, occurred_at: datetime) -> LedgerEntry:
-    after = wallet.balances[account.bucket] if wallet else None
-    return LedgerEntry(
-        account_id=account.account_id,
-        bucket=account.bucket.value,
-        amount=amount,
-        balance_before=None if after is None else after - amount,
-        balance_after=after,
-        wallet_version=wallet.version if wallet else None,
-        posted_at=wallet.posted_at if wallet else occurred_at,
-    )
 
 
 def _accounts(account_id: str, bucket: str | None) -> list[Account]:

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     ColumnElement,
     Connection,
@@ -14,10 +16,8 @@ from sqlalchemy import (
     Integer,
     Row,
     and_,
-    bindparam,
     column,
     func,
-    insert,
     literal,
     literal_column,
     select,
@@ -26,6 +26,8 @@ from sqlalchemy import (
     values,
 )
 
+from ..core.models import UtcDateTime
+from ..core.rows import insert_rows
 from .accounts import WALLET_OF, Account, Operation
 from .models import (
     ENTRIES,
@@ -36,45 +38,67 @@ from .models import (
     StatementLine,
     TransactionHeader,
 )
+from .posting import in_order
 
-HEADER = [TRANSACTIONS.c[field.name] for field in fields(TransactionHeader)]
-ENTRY = [ENTRIES.c[field.name] for field in fields(LedgerEntry)]
-RECORD = [*HEADER, *ENTRY]
+HEADER = tuple(TRANSACTIONS.c[field.name] for field in fields(TransactionHeader))
+ENTRY = tuple(ENTRIES.c[field.name] for field in fields(LedgerEntry))
+POSTED = (ENTRIES.c.transaction_id, ENTRIES.c.owner_id, ENTRIES.c.currency, *ENTRY)
+RECORD = (*HEADER, *ENTRY)
+_HEADER_VALUES = attrgetter(*(column.key for column in HEADER))
+_ENTRY_VALUES = attrgetter(*(column.key for column in ENTRY))
+KEY = ("owner_id", "operation", "idempotency_key")
 OF_TRANSACTION = ENTRIES.c.transaction_id == TRANSACTIONS.c.transaction_id
 
 
-def add(connection: Connection, transaction: LedgerTransaction) -> None:
-    """Write the transaction and its entries."""
-    add_all(connection, [transaction])
-
-
-def add_all(connection: Connection, transactions: Sequence[LedgerTransaction]) -> None:
+def add(connection: Connection, transactions: Sequence[LedgerTransaction]) -> None:
     """Write the transactions and their entries."""
-    headers = [{column.key: getattr(each, column.key) for column in HEADER} for each in transactions]
     entries = [
-        {
-            "transaction_id": each.transaction_id,
-            "owner_id": each.owner_id,
-            "currency": each.currency,
-            **vars(entry),
-        }
+        (each.transaction_id, each.owner_id, each.currency, *_ENTRY_VALUES(entry))
         for each in transactions
         for entry in each.entries
     ]
-    connection.execute(insert(TRANSACTIONS), headers)
-    connection.execute(insert(ENTRIES), entries)
+    insert_rows(connection, HEADER, [_HEADER_VALUES(each) for each in transactions])
+    insert_rows(connection, POSTED, entries)
 
 
-def with_recorded(source: FromClause) -> FromClause:
-    """The source, joined with what :owner_id has recorded under :operation and :idempotency_key."""
-    return source.outerjoin(
-        TRANSACTIONS,
-        and_(
-            TRANSACTIONS.c.owner_id == bindparam("owner_id"),
-            TRANSACTIONS.c.operation == bindparam("operation"),
-            TRANSACTIONS.c.idempotency_key == bindparam("idempotency_key"),
-        ),
-    ).outerjoin(ENTRIES, OF_TRANSACTION)
+def recording(*, source: str, values: Mapping[str, str]) -> str:
+    """The part of a data-modifying statement that records the transaction, if there is a row in ``source``.
+
+    ``values`` has the SQL of the header's columns that are not parameters of their names.
+    """
+    header = [values.get(column.key) or parameter(column) for column in HEADER]
+    return f"""
+    INSERT INTO ledger_transactions ({", ".join(column.name for column in HEADER)})
+    SELECT {", ".join(header)}
+    FROM {source}
+    RETURNING transaction_id, owner_id, currency"""
+
+
+def posting(*, wallets: str, entries: Sequence[str]) -> str:
+    """The part that posts the entries of the part ``recorded``, as the wallets are by then.
+
+    An entry is the SQL of its account, bucket, amount, balance after, version and time of posting.
+    """
+    names = "account_id, bucket, amount, balance_after, wallet_version, posted_at"
+    lines = ",\n        ".join(entries)
+    return f"""
+    INSERT INTO ledger_entries (transaction_id, owner_id, currency, {names}, balance_before)
+    SELECT recorded.transaction_id, recorded.owner_id, recorded.currency, {names}, balance_after - amount
+    FROM recorded, {wallets}, LATERAL (VALUES
+        {lines}
+    ) AS entry ({names})"""
+
+
+def parameter(column: Column[Any]) -> str:
+    """A column's value as a parameter of PostgreSQL's driver, with its type."""
+    types = {UtcDateTime: "timestamptz", BigInteger: "bigint"}
+    return f"%({column.key})s::{types.get(type(column.type), 'varchar')}"
+
+
+def with_recorded(source: FromClause, asked: FromClause) -> FromClause:
+    """The source, joined with what the owner has recorded under the operation and key that are asked for."""
+    key = and_(*(TRANSACTIONS.c[name] == asked.c[name] for name in KEY))
+    return source.outerjoin(TRANSACTIONS, key).outerjoin(ENTRIES, OF_TRANSACTION)
 
 
 def transactions(connection: Connection, ids: Sequence[str]) -> list[LedgerTransaction]:
@@ -102,14 +126,9 @@ def _transactions(connection: Connection, which: ColumnElement[bool]) -> list[Le
 
 
 def collect(rows: Sequence[Row[Any]]) -> LedgerTransaction:
-    """The transaction that these rows of RECORD, one for each of its entries, are."""
-    entries = (LedgerEntry(**_values(row, ENTRY)) for row in rows if row._mapping[ENTRIES.c.account_id] is not None)
+    """The transaction that these rows of RECORD, at least one for each of its entries, are."""
+    entries = {LedgerEntry(**_values(row, ENTRY)) for row in rows if row._mapping[ENTRIES.c.account_id] is not None}
     return LedgerTransaction(**_values(rows[0], HEADER), entries=in_order(entries))
-
-
-def in_order(entries: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
-    """The one order of a transaction's entries."""
-    return tuple(sorted(entries, key=lambda entry: entry.account))
 
 
 def _values(row: Row[Any], columns: Iterable[Column[Any]]) -> dict[str, Any]:

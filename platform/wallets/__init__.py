@@ -8,6 +8,7 @@ from .authorization import (
     QueueSettlementAuthorization,
 )
 from .books import Books, books
+from .config import WalletConfig
 from .models import EscrowItem, EscrowStatus, ModelBalance, UserBalance
 from .requests import (
     EscrowHoldRequest,
@@ -25,7 +26,7 @@ from .responses import (
     Response,
     UserCreditResponse,
 )
-from .service import WalletConfig, WalletService
+from .service import WalletService
 from .views import event_of, request_of, response_of
 
 __all__ = [

@@ -5,7 +5,7 @@ from its read.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from ..core.errors import (
 )
 from ..core.values import MAX_POINTS, canonical_json
 from ..ledger.accounts import ISSUER, Movement, Operation, available, earned, escrow, user_owner
-from ..ledger.models import LedgerTransaction, TransactionDraft
+from ..ledger.models import TransactionDraft
 from .models import EscrowItem, EscrowStatus
 from .requests import (
     EscrowHoldRequest,
@@ -31,20 +31,19 @@ from .requests import (
 )
 
 R = TypeVar("R", bound=Request)
+EndingRequest = EscrowSettleRequest | EscrowRefundRequest | EscrowPartialSettleRequest
 Rule = Callable[[R, "State", "Occasion"], "Decision"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What one query read: the rows that a decision needs. A wallet that does not exist has version 0."""
+    """What a decision needs to know. A wallet that does not exist has nothing in it."""
 
     currency: str
-    available: int
-    escrow: int
-    version: int
-    earned: int
-    item: EscrowItem | None
-    recorded: LedgerTransaction | None
+    available: int = 0
+    escrow: int = 0
+    earned: int = 0
+    item: EscrowItem | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +60,11 @@ class Occasion:
 class Decision:
     """All that is to be written. The only thing that passes from the rules to the SQL.
 
-    ``item`` is the escrow item as it will be. ``seen_version`` is the version of the user's wallet that
-    the decision rests on, ``None`` where it holds for any.
+    ``item`` is the escrow item as it will be.
     """
 
     transaction: TransactionDraft
     item: EscrowItem | None
-    seen_version: int | None = None
 
 
 def credit(request: UserCreditRequest, state: State, occasion: Occasion) -> Decision:
@@ -94,13 +91,12 @@ def hold(request: EscrowHoldRequest, state: State, occasion: Occasion) -> Decisi
         created_at=occasion.at,
     )
     movement = Movement(available(request.user_id), escrow(request.user_id), request.amount)
-    draft = _draft(Operation.HOLD, request, state, occasion, item, movement)
-    return Decision(transaction=draft, item=item, seen_version=state.version)
+    return Decision(transaction=_draft(Operation.HOLD, request, state, occasion, item, movement), item=item)
 
 
 def settle(request: EscrowSettleRequest, state: State, occasion: Occasion) -> Decision:
     """All of a hold to a model. Refuses as ``_held`` does, then with ``BalanceLimitError``."""
-    item = _held(request, state, amount=request.amount)
+    item = _held(request, state)
     _check_limit(state.earned, request.amount)
     movement = Movement(escrow(request.user_id), earned(request.model_id), request.amount)
     done = _processed(item, EscrowStatus.SETTLED, occasion, settled=request.amount, model_id=request.model_id)
@@ -109,7 +105,7 @@ def settle(request: EscrowSettleRequest, state: State, occasion: Occasion) -> De
 
 def refund(request: EscrowRefundRequest, state: State, occasion: Occasion) -> Decision:
     """All of a hold back to its user. Refuses as ``_held`` does; it always fits."""
-    item = _held(request, state, amount=request.amount)
+    item = _held(request, state)
     movement = Movement(escrow(request.user_id), available(request.user_id), request.amount)
     done = _processed(item, EscrowStatus.REFUNDED, occasion, refunded=request.amount)
     return Decision(transaction=_draft(Operation.REFUND, request, state, occasion, done, movement), item=done)
@@ -117,7 +113,7 @@ def refund(request: EscrowRefundRequest, state: State, occasion: Occasion) -> De
 
 def partial_settle(request: EscrowPartialSettleRequest, state: State, occasion: Occasion) -> Decision:
     """A hold split between a model and its user. Refuses as ``_held`` does, then with ``BalanceLimitError``."""
-    item = _held(request, state, amount=request.refund_amount + request.settle_amount)
+    item = _held(request, state)
     _check_limit(state.earned, request.settle_amount)
     movements = (
         Movement(escrow(request.user_id), available(request.user_id), request.refund_amount),
@@ -134,17 +130,16 @@ def partial_settle(request: EscrowPartialSettleRequest, state: State, occasion: 
     return Decision(transaction=_draft(Operation.PARTIAL_SETTLE, request, state, occasion, done, *movements), item=done)
 
 
-def check_same_request(request: Request, recorded: Request) -> None:
+def check_same_request(request: Request, recorded: Request, *, currency: str | None) -> None:
     """Refuse with ``IdempotencyConflictError`` unless this is the recorded request, sent again.
 
-    Every field counts but ``request_id``; a currency left open means the recorded one.
+    Every field counts but ``request_id``; ``currency`` is the request's, ``None`` if the recorded one is meant.
     """
+    given = vars(request) | {"currency": recorded.currency if currency is None else currency}
     differing = tuple(
         f.name
         for f in fields(request)
-        if f.name != "request_id"
-        and not (f.name == "currency" and request.currency is None)
-        and _comparable(getattr(request, f.name)) != _comparable(getattr(recorded, f.name))
+        if f.name != "request_id" and _comparable(given[f.name]) != _comparable(getattr(recorded, f.name))
     )
     if differing:
         raise IdempotencyConflictError(key=request.idempotency_key, fields=differing)
@@ -155,9 +150,38 @@ def _comparable(value: Any) -> Any:
     return canonical_json(value) if isinstance(value, dict) else value
 
 
-def _held(
-    request: EscrowSettleRequest | EscrowRefundRequest | EscrowPartialSettleRequest, state: State, *, amount: int
-) -> EscrowItem:
+def presume(request: Request, currency: str | None, at: datetime) -> State:
+    """The state in which the request is carried out, as far as the request tells: what is tried unseen.
+
+    What only the hold knows, its currency too where none is asked for, is ``""``.
+    """
+    if isinstance(request, EscrowHoldRequest):
+        return State(currency=currency or "", available=request.amount)
+    if not isinstance(request, EndingRequest):
+        return State(currency=currency or "")
+    item = EscrowItem(
+        escrow_id=request.escrow_id,
+        user_id=request.user_id,
+        currency=currency or "",
+        amount=_whole(request),
+        status=EscrowStatus.HELD,
+        queue_item_id=request.queue_item_id,
+        feature_type="",
+        reason="",
+        metadata_json=None,
+        created_at=at,
+    )
+    return State(currency=item.currency, item=item)
+
+
+def _whole(request: EndingRequest) -> int:
+    """What the hold must be for this request to end it."""
+    if isinstance(request, EscrowPartialSettleRequest):
+        return request.refund_amount + request.settle_amount
+    return request.amount
+
+
+def _held(request: EndingRequest, state: State) -> EscrowItem:
     """The escrow item, if it is held and the request says of it what is so.
 
     Refuses with ``EscrowNotFoundError``, ``EscrowAlreadyProcessedError``, ``EscrowMismatchError``.
@@ -167,7 +191,9 @@ def _held(
         raise EscrowNotFoundError(escrow_id=request.escrow_id)
     if item.status is not EscrowStatus.HELD:
         raise EscrowAlreadyProcessedError(escrow_id=item.escrow_id, status=item.status.value)
-    given = {"amount": amount, "queue_item_id": request.queue_item_id, "currency": request.currency or item.currency}
+    given = {"amount": _whole(request), "queue_item_id": request.queue_item_id}
+    if request.currency is not None:
+        given["currency"] = request.currency
     for field, value in given.items():
         if value != getattr(item, field):
             raise EscrowMismatchError(field=field, expected=getattr(item, field), given=value)
@@ -188,14 +214,8 @@ def _processed(
     refunded: int = 0,
     model_id: str | None = None,
 ) -> EscrowItem:
-    return replace(
-        item,
-        status=status,
-        settled_amount=settled,
-        refunded_amount=refunded,
-        model_id=model_id,
-        processed_at=occasion.at,
-    )
+    changes = {"settled_amount": settled, "refunded_amount": refunded, "model_id": model_id}
+    return EscrowItem(**vars(item) | changes | {"status": status, "processed_at": occasion.at})
 
 
 def _draft(

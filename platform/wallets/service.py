@@ -1,21 +1,14 @@
 """The wallets: hold, settle, refund, partial settle and credit, each one way through.
 
-verify → read → decide → write → commit → publish → respond. ``_perform`` is that way; what differs
-between the operations is the rule that decides.
+verify → read → decide → write → commit → publish → respond. What an operation needs is checked here, and
+all the rest is the ``Executor``'s; what differs between the operations is the rule that decides.
 """
 
-import logging
-import threading
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
-from typing import TypeVar, cast
+from typing import Any, cast
 
-from cachetools import TTLCache
-from sqlalchemy import Connection
-
-from ..core.database import HostSession, Retry, after_commit
+from ..core.database import HostSession
 from ..core.errors import EscrowNotFoundError, InvalidRequestError, WalletError
 from ..core.values import (
     Page,
@@ -25,22 +18,21 @@ from ..core.values import (
     check_time,
     decode_cursor,
     encode_cursor,
-    new_id,
     now,
 )
 from ..events.service import EventBus
-from ..ledger.accounts import Operation, user_owner
-from ..ledger.models import LedgerTransaction
 from ..ledger.service import LedgerService
-from . import rules, store
+from . import store
 from .authorization import (
+    AUTHORIZATION_OF,
     Authorizer,
-    QueueAuthorization,
     QueuePartialSettlementAuthorization,
     QueueRefundAuthorization,
     QueueSettlementAuthorization,
     action_fields,
 )
+from .config import WalletConfig
+from .executor import Asked, Executor, refused
 from .models import MODEL_WALLETS, USER_WALLETS, EscrowItem, EscrowStatus, ModelBalance, UserBalance
 from .requests import (
     EscrowHoldRequest,
@@ -58,47 +50,8 @@ from .responses import (
     Response,
     UserCreditResponse,
 )
-from .views import audit_fields_of, event_of, request_of, response_of
 
-log = logging.getLogger(__name__)
-audit = logging.getLogger("points_platform.audit")
-
-R = TypeVar("R", bound=Request)
-CONFIG_LIMITS = {
-    "max_retry_attempts": 10_000,
-    "retry_backoff_ms": 60_000,
-    "idempotency_cache_size": 10_000_000,
-    "idempotency_cache_ttl_s": 86_400,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class WalletConfig:
-    """How a ``WalletService`` works.
-
-    ``max_retry_attempts`` counts retries after the first attempt, ``retry_backoff_ms`` is the longest
-    wait before the second of them and doubles from there. The cache answers repeated requests
-    without a read: at most ``idempotency_cache_size`` of them, each for ``idempotency_cache_ttl_s``
-    seconds; without it, or after it, the ledger answers. Raises ``InvalidRequestError``.
-    """
-
-    max_retry_attempts: int = 3
-    retry_backoff_ms: int = 100
-    default_currency: str = "points"
-    idempotency_cache_size: int = 10_000
-    idempotency_cache_ttl_s: int = 300
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "default_currency", check_code("default_currency", self.default_currency))
-        for name, limit in CONFIG_LIMITS.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= limit:
-                raise InvalidRequestError(field=name, value=value, expected=f"a whole number from 0 to {limit}")
-
-    @property
-    def retry(self) -> Retry:
-        """The same as the database layer takes it."""
-        return Retry(attempts=self.max_retry_attempts, backoff=self.retry_backoff_ms / 1000)
+MAX_BATCH = 10_000
 
 
 class WalletService:
@@ -119,17 +72,10 @@ class WalletService:
         events: EventBus | None = None,
         config: WalletConfig | None = None,
     ) -> None:
-        self._ledger = ledger
         self._database = ledger.database
         self._authorizer = authorizer
-        self._events = events
         self._config = config or WalletConfig()
-        self._cache: TTLCache[tuple[str, str, str], LedgerTransaction] = TTLCache(
-            maxsize=self._config.idempotency_cache_size,
-            ttl=self._config.idempotency_cache_ttl_s,
-            timer=lambda: time.monotonic(),  # looked up at each call, so that frozen time freezes it too
-        )
-        self._cache_lock = threading.Lock()
+        self._executor = Executor(ledger, events, self._config)
 
     def credit_user(self, request: UserCreditRequest, *, session: HostSession = None) -> UserCreditResponse:
         """Give a user points, from the platform's issue; the first credit creates the wallet.
@@ -137,8 +83,7 @@ class WalletService:
         Raises ``InvalidRequestError``, ``IdempotencyConflictError``, ``BalanceLimitError``,
         ``OptimisticLockError``, ``StorageUnavailableError``.
         """
-        _check_type(request, UserCreditRequest)
-        return cast(UserCreditResponse, self._perform(Operation.CREDIT, rules.credit, request, session))
+        return cast(UserCreditResponse, self._one(UserCreditRequest, session, request))
 
     def hold_in_escrow(self, request: EscrowHoldRequest, *, session: HostSession = None) -> EscrowHoldResponse:
         """Move available points of a user into escrow, for a queue item.
@@ -146,8 +91,7 @@ class WalletService:
         Raises ``InvalidRequestError``, ``IdempotencyConflictError``, ``InsufficientBalanceError``,
         ``OptimisticLockError``, ``StorageUnavailableError``.
         """
-        _check_type(request, EscrowHoldRequest)
-        return cast(EscrowHoldResponse, self._perform(Operation.HOLD, rules.hold, request, session))
+        return cast(EscrowHoldResponse, self._one(EscrowHoldRequest, session, request))
 
     def settle_escrow(
         self, request: EscrowSettleRequest, authorization: QueueSettlementAuthorization, *, session: HostSession = None
@@ -158,10 +102,7 @@ class WalletService:
         ``EscrowNotFoundError``, ``EscrowAlreadyProcessedError``, ``EscrowMismatchError``,
         ``BalanceLimitError``, ``OptimisticLockError``, ``StorageUnavailableError``.
         """
-        _check_type(request, EscrowSettleRequest)
-        permission = self._verify(authorization, QueueSettlementAuthorization, request)
-        response = self._perform(Operation.SETTLE, rules.settle, request, session, permission)
-        return cast(EscrowSettleResponse, response)
+        return cast(EscrowSettleResponse, self._one(EscrowSettleRequest, session, request, authorization))
 
     def refund_escrow(
         self, request: EscrowRefundRequest, authorization: QueueRefundAuthorization, *, session: HostSession = None
@@ -170,10 +111,7 @@ class WalletService:
 
         Raises what ``settle_escrow`` raises, but for ``BalanceLimitError``: a refund always fits.
         """
-        _check_type(request, EscrowRefundRequest)
-        permission = self._verify(authorization, QueueRefundAuthorization, request)
-        response = self._perform(Operation.REFUND, rules.refund, request, session, permission)
-        return cast(EscrowRefundResponse, response)
+        return cast(EscrowRefundResponse, self._one(EscrowRefundRequest, session, request, authorization))
 
     def partial_settle_escrow(
         self,
@@ -186,10 +124,53 @@ class WalletService:
 
         Raises what ``settle_escrow`` raises.
         """
-        _check_type(request, EscrowPartialSettleRequest)
-        permission = self._verify(authorization, QueuePartialSettlementAuthorization, request)
-        response = self._perform(Operation.PARTIAL_SETTLE, rules.partial_settle, request, session, permission)
-        return cast(EscrowPartialSettleResponse, response)
+        return cast(EscrowPartialSettleResponse, self._one(EscrowPartialSettleRequest, session, request, authorization))
+
+    def credit_many(
+        self, requests: Sequence[UserCreditRequest], *, atomic: bool = False, session: HostSession = None
+    ) -> list[UserCreditResponse | WalletError]:
+        """Credit users in one transaction. Answers and raises as ``hold_many`` does."""
+        answers = self._many(UserCreditRequest, _batch(requests), atomic, session)
+        return cast(list[UserCreditResponse | WalletError], answers)
+
+    def hold_many(
+        self, requests: Sequence[EscrowHoldRequest], *, atomic: bool = False, session: HostSession = None
+    ) -> list[EscrowHoldResponse | WalletError]:
+        """Carry out holds in one transaction, in the order of the list; at most 10,000.
+
+        Returns, in that order, for each its response or its refusal: what one call after the other would
+        have answered or raised. With ``atomic`` the first refusal is raised, its place in the list as
+        ``index`` in its details, and nothing is moved. Raises ``InvalidRequestError`` for what is no list,
+        and, for all together, ``OptimisticLockError`` and ``StorageUnavailableError``.
+        """
+        answers = self._many(EscrowHoldRequest, _batch(requests), atomic, session)
+        return cast(list[EscrowHoldResponse | WalletError], answers)
+
+    def settle_many(
+        self,
+        settlements: Sequence[tuple[EscrowSettleRequest, QueueSettlementAuthorization]],
+        *,
+        atomic: bool = False,
+        session: HostSession = None,
+    ) -> list[EscrowSettleResponse | WalletError]:
+        """Settle holds in one transaction, each with its authorization, in the order of the list.
+
+        Answers and raises as ``hold_many`` does. All authorizations are verified before anything is read,
+        so with ``atomic`` a refused one wins over every other refusal.
+        """
+        answers = self._many(EscrowSettleRequest, _batch(settlements), atomic, session)
+        return cast(list[EscrowSettleResponse | WalletError], answers)
+
+    def refund_many(
+        self,
+        refunds: Sequence[tuple[EscrowRefundRequest, QueueRefundAuthorization]],
+        *,
+        atomic: bool = False,
+        session: HostSession = None,
+    ) -> list[EscrowRefundResponse | WalletError]:
+        """Refund holds in one transaction, each with its authorization. Answers and raises as ``settle_many`` does."""
+        answers = self._many(EscrowRefundRequest, _batch(refunds), atomic, session)
+        return cast(list[EscrowRefundResponse | WalletError], answers)
 
     def get_user_balance(self, user_id: str, currency: str | None = None) -> UserBalance:
         """A user's balance, zero for an unknown user. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
@@ -259,108 +240,48 @@ class WalletService:
     def _currency(self, currency: str | None) -> str:
         return self._config.default_currency if currency is None else check_code("currency", currency)
 
-    def _verify(self, authorization: object, kind: type[QueueAuthorization], request: Request) -> str:
-        action = {name: getattr(request, name) for name in action_fields(kind)}
-        return self._authorizer.verify(authorization, kind, action)
+    def _one(self, kind: type[Request], session: HostSession, *given: object) -> Response:
+        return self._executor.one(*self._permitted(kind, *given), session=session)
 
-    def _perform(
-        self,
-        operation: Operation,
-        rule: rules.Rule[R],
-        request: R,
-        session: HostSession,
-        authorization_id: str | None = None,
-    ) -> Response:
-        """The one way through, from a request that may be carried out to the response."""
-        if request.currency is None and operation in (Operation.CREDIT, Operation.HOLD):
-            request = replace(request, currency=self._config.default_currency)
-        transaction = self._cached(operation, request)
-        replayed = transaction is not None
-        if transaction is None:
-            occasion = rules.Occasion(
-                transaction_id=new_id(), escrow_id=new_id(), at=now(), authorization_id=authorization_id
-            )
-            attempt = partial(self._attempt, operation, rule, request, occasion)
-            transaction = self._database.run(attempt, retry=self._config.retry, session=session)
-            # By id, so that an answer lost at the commit and found by the retry is still the first one.
-            replayed = transaction.transaction_id != occasion.transaction_id
-            if session is None:
-                self._committed(transaction, announce=not replayed)
-            elif not replayed:
-                after_commit(session, self, transaction.transaction_id, self._joined_committed)
-        if replayed:
-            rules.check_same_request(request, request_of(transaction))
-        return response_of(transaction, replayed=replayed)
+    def _many(
+        self, kind: type[Request], batch: Sequence[object], atomic: bool, session: HostSession
+    ) -> list[Response | WalletError]:
+        asked: list[Asked] = []
+        for place, given in enumerate(batch):
+            try:
+                asked.append(self._permitted(kind, *(_pair(given) if kind in AUTHORIZATION_OF else (given,))))
+            except WalletError as refusal:
+                asked.append(refused(refusal, place, atomic=atomic))
+        return self._executor.many(asked, atomic=atomic, session=session)
 
-    def _attempt(
-        self,
-        operation: Operation,
-        rule: rules.Rule[R],
-        request: R,
-        occasion: rules.Occasion,
-        connection: Connection,
-        locked: bool,
-    ) -> LedgerTransaction:
-        """Read, decide, write, in one transaction; or find what the key has already done."""
-        keys = store.Keys(
-            user_id=request.user_id,
-            currency=request.currency,
-            escrow_id=getattr(request, "escrow_id", None),
-            model_id=getattr(request, "model_id", None),
+    def _permitted(
+        self, kind: type[Request], request: object, authorization: object = None
+    ) -> tuple[Request, str | None]:
+        """The request, and the id of the authorization that permits exactly it where it needs one."""
+        if type(request) is not kind:
+            # Only its type: it may be the authorization, in the wrong place.
+            expected = f"an {kind.__name__}"
+            raise InvalidRequestError(field="request", value=f"a {type(request).__name__}", expected=expected)
+        permission = AUTHORIZATION_OF.get(kind)
+        if permission is None:
+            return request, None
+        action = {name: getattr(request, name) for name in action_fields(permission)}
+        return request, self._authorizer.verify(authorization, permission, action)
+
+
+def _batch(requests: object) -> Sequence[Any]:
+    if not isinstance(requests, list | tuple) or len(requests) > MAX_BATCH:
+        given = f"{len(requests)} of them" if isinstance(requests, list | tuple) else f"a {type(requests).__name__}"
+        raise InvalidRequestError(field="requests", value=given, expected=f"a list of at most {MAX_BATCH}")
+    return requests
+
+
+def _pair(given: object) -> tuple[object, ...]:
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise InvalidRequestError(
+            field="request", value=f"a {type(given).__name__}", expected="a request with its authorization, as a tuple"
         )
-        if locked:
-            # The read is a statement of its own, after the wait: a locking read that waited sees the new
-            # row beside an old snapshot of everything else.
-            store.lock(connection, keys)
-        state = store.read(connection, operation, request.idempotency_key, keys)
-        if state.recorded is not None:
-            return state.recorded
-        decision = rule(request, state, occasion)
-        # ── after this line the operation succeeds, or is tried again whole ──
-        wallets = store.write(connection, decision)
-        return self._ledger.record(connection, decision.transaction, wallets)
-
-    def _cached(self, operation: Operation, request: Request) -> LedgerTransaction | None:
-        with self._cache_lock:
-            return self._cache.get((user_owner(request.user_id), operation, request.idempotency_key))
-
-    def _committed(self, transaction: LedgerTransaction, *, announce: bool) -> None:
-        """What follows a commit: nothing here can change the operation's outcome any more."""
-        if self._cache.maxsize:
-            with self._cache_lock:
-                self._cache[transaction.owner_id, transaction.operation, transaction.idempotency_key] = transaction
-        if announce:
-            audit.info("%s %s", transaction.operation, transaction.transaction_id, extra=audit_fields_of(transaction))
-            self._publish(transaction)
-
-    def _publish(self, transaction: LedgerTransaction) -> None:
-        if self._events is None:
-            return
-        try:
-            self._events.publish(event_of(transaction))
-        except Exception:
-            log.warning(
-                "the event bus failed on event %s",
-                transaction.transaction_id,
-                exc_info=True,
-                extra={"event_id": transaction.transaction_id, "operation": transaction.operation},
-            )
-
-    def _joined_committed(self, transaction_ids: list[str]) -> None:
-        """After the caller's commit: announce what a fresh read finds, since savepoints may have been undone."""
-        try:
-            found = self._ledger.transactions(transaction_ids)
-        except WalletError:
-            log.warning("no events for committed transactions", exc_info=True, extra={"event_ids": transaction_ids})
-            return
-        for transaction in found:
-            self._committed(transaction, announce=True)
-
-
-def _check_type(request: object, kind: type[Request]) -> None:
-    if type(request) is not kind:
-        # Only its type: it may be the authorization, in the wrong place.
-        raise InvalidRequestError(field="request", value=f"a {type(request).__name__}", expected=f"an {kind.__name__}")
+    return given
 
 
 def _check_status(status: object, *, only_held: bool) -> str:

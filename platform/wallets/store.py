@@ -1,226 +1,207 @@
-"""All SQL on the wallets' tables."""
+"""All SQL on the wallets' tables but the single statements."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
-from typing import Any, NamedTuple
+from functools import cache
+from operator import attrgetter
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     Row,
+    Select,
     Table,
     and_,
     bindparam,
-    case,
     func,
-    insert,
-    literal,
-    literal_column,
     select,
-    update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ..core.failures import Stale
-from ..core.values import MAX_POINTS
+from ..core.rows import given, insert_rows, parameters, update_rows
 from ..ledger import store as ledger_store
-from ..ledger.accounts import Account, Bucket, Operation, model_owner, net, user_owner
-from ..ledger.models import TRANSACTIONS, WalletState
+from ..ledger.accounts import Bucket, model_owner, user_owner
+from ..ledger.models import TRANSACTIONS
 from .models import ESCROW_ITEMS, MODEL_WALLETS, USER_WALLETS, EscrowItem, EscrowStatus
-from .rules import Decision, State
+from .unit_of_work import Keys, UnitOfWork, Wallet
 
-ITEM = [ESCROW_ITEMS.c[field.name] for field in fields(EscrowItem)]
+ITEM = tuple(ESCROW_ITEMS.c[field.name] for field in fields(EscrowItem))
+ENDING = tuple(
+    ESCROW_ITEMS.c[name] for name in ("status", "model_id", "settled_amount", "refunded_amount", "processed_at")
+)
+_ITEM_VALUES = attrgetter(*(column.key for column in ITEM))
+_ENDED_VALUES = attrgetter(*(column.key for column in ENDING))
+_KEY_COLUMNS = (
+    *(TRANSACTIONS.c[name] for name in ledger_store.KEY),
+    ESCROW_ITEMS.c.escrow_id,
+    USER_WALLETS.c.user_id,
+    MODEL_WALLETS.c.model_id,
+    USER_WALLETS.c.currency,
+)
 BUCKETS = {USER_WALLETS: (Bucket.AVAILABLE, Bucket.ESCROW), MODEL_WALLETS: (Bucket.EARNED,)}
 
 
-class Keys(NamedTuple):
-    """What identifies the rows of an operation. Without a currency it is the escrow item's."""
+def lock(connection: Connection, asked: Sequence[Keys]) -> None:
+    """Lock the rows that the operations will change, in the one order that all lock in.
 
-    user_id: str
-    currency: str | None
-    escrow_id: str | None
-    model_id: str | None
+    SQLite has no row locks and needs none: its writers come one after the other.
+    """
+    if connection.dialect.name != "sqlite":
+        for statement in _locks(connection.dialect.name, len(asked) > 1, asked[0].escrow_id is not None):
+            connection.execute(statement, _parameters(connection, asked)).all()
 
 
-def _read_statement() -> Any:
-    """One row without a recorded transaction, else one for each of its entries.
+def read(connection: Connection, asked: Sequence[Keys]) -> UnitOfWork:
+    """Everything that the operations, all of one kind, need: the rows, and what their keys already did.
 
     One statement, so one snapshot: it can not see what a twin with the same key has done to the rows
     without seeing the twin's transaction too.
     """
-    anchor = select(literal(1)).subquery("request")
-    currency = func.coalesce(ESCROW_ITEMS.c.currency, bindparam("currency"))
-    joined = (
-        anchor.outerjoin(
-            ESCROW_ITEMS,
-            and_(ESCROW_ITEMS.c.escrow_id == bindparam("escrow_id"), ESCROW_ITEMS.c.user_id == bindparam("user_id")),
-        )
-        .outerjoin(
-            USER_WALLETS, and_(USER_WALLETS.c.user_id == bindparam("user_id"), USER_WALLETS.c.currency == currency)
-        )
-        .outerjoin(
-            MODEL_WALLETS, and_(MODEL_WALLETS.c.model_id == bindparam("model_id"), MODEL_WALLETS.c.currency == currency)
-        )
-    )
-    wallets = [USER_WALLETS.c.available, USER_WALLETS.c.escrow, USER_WALLETS.c.version, MODEL_WALLETS.c.earned]
-    return select(*wallets, *ITEM, *ledger_store.RECORD).select_from(ledger_store.with_recorded(joined))
+    work = UnitOfWork()
+    recorded: dict[str, list[Row[Any]]] = {}
+    of_item = asked[0].escrow_id is not None
+    statement = _read(connection.dialect.name, len(asked) > 1, of_item)
+    for row in connection.execute(statement, _parameters(connection, asked)):
+        transaction_id, user_id, currency, available, escrow, version, updated_at = row[:7]
+        if version is not None:
+            balances = {Bucket.AVAILABLE: available, Bucket.ESCROW: escrow}
+            work.wallets[user_owner(user_id), currency] = Wallet(balances, version, updated_at)
+        if of_item:
+            _take_item(work, currency, row[7 : 11 + len(ITEM)])
+        if transaction_id is not None:
+            recorded.setdefault(transaction_id, []).append(row)
+    for rows in recorded.values():
+        transaction = ledger_store.collect(rows)
+        work.recorded[transaction.owner_id, transaction.operation, transaction.idempotency_key] = transaction
+    return work
 
 
-_READ = _read_statement()
+def _take_item(work: UnitOfWork, currency: str, row: Sequence[Any]) -> None:
+    model_id, earned, version, updated_at, *item = row
+    if version is not None:
+        work.wallets[model_owner(model_id), currency] = Wallet({Bucket.EARNED: earned}, version, updated_at)
+    if item[0] is not None:
+        found = _item(item)
+        work.items[found.escrow_id, found.user_id] = found
 
 
-def read(connection: Connection, operation: Operation, idempotency_key: str, keys: Keys) -> State:
-    """Everything that a decision needs: the rows, and what this key already did."""
-    parameters = {
-        "owner_id": user_owner(keys.user_id),
-        "operation": operation.value,
-        "idempotency_key": idempotency_key,
-        **keys._asdict(),
-    }
-    rows = connection.execute(_READ, parameters).all()
-    row = rows[0]._mapping
-    item = _item(rows[0]) if row[ESCROW_ITEMS.c.escrow_id] is not None else None
-    return State(
-        currency=item.currency if item else keys.currency or "",
-        available=row[USER_WALLETS.c.available] or 0,
-        escrow=row[USER_WALLETS.c.escrow] or 0,
-        version=row[USER_WALLETS.c.version] or 0,
-        earned=row[MODEL_WALLETS.c.earned] or 0,
-        item=item,
-        recorded=ledger_store.collect(rows) if row[TRANSACTIONS.c.transaction_id] is not None else None,
+def _asked(dialect: str, many: bool) -> FromClause:
+    """What is asked for as a table: from a parameter for each value, or from one with all rows."""
+    if many:
+        return given(dialect, _KEY_COLUMNS)
+    return select(*(bindparam(column.key, type_=column.type).label(column.key) for column in _KEY_COLUMNS)).subquery(
+        "given"
     )
 
 
-def lock(connection: Connection, keys: Keys) -> None:
-    """Lock the rows that the operation will change, by full key, in the one order that all lock in.
+def _parameters(connection: Connection, asked: Sequence[Keys]) -> Mapping[str, Any]:
+    return parameters(connection, asked) if len(asked) > 1 else asked[0]._asdict()
 
-    SQLite has no row locks and needs none: its writers come one after the other.
+
+def _same(table: Table, source: Any, *names: str) -> ColumnElement[bool]:
+    return and_(*(table.c[name] == source.c[name] for name in names))
+
+
+def _resolved(asked: FromClause, of_item: bool) -> tuple[FromClause, ColumnElement[str]]:
+    """What is asked for, with the escrow items; and the currency, which is the item's where there is one."""
+    if not of_item:
+        return asked, asked.c.currency
+    joined = asked.outerjoin(ESCROW_ITEMS, _same(ESCROW_ITEMS, asked, "escrow_id", "user_id"))
+    return joined, func.coalesce(ESCROW_ITEMS.c.currency, asked.c.currency)
+
+
+@cache
+def _locks(dialect: str, many: bool, of_item: bool) -> list[Select[Any]]:
+    asked = _asked(dialect, many)
+    source, currency = _resolved(asked, of_item)
+    wallets = {USER_WALLETS: "user_id"} | ({MODEL_WALLETS: "model_id"} if of_item else {})
+    statements = []
+    if of_item:
+        held = select(ESCROW_ITEMS.c.escrow_id).join_from(
+            asked, ESCROW_ITEMS, _same(ESCROW_ITEMS, asked, "escrow_id", "user_id")
+        )
+        statements.append(held.order_by(ESCROW_ITEMS.c.escrow_id).with_for_update(of=ESCROW_ITEMS))
+    for table, name in wallets.items():
+        mine = and_(_same(table, asked, name), table.c.currency == currency)
+        wanted = select(table.c[name]).select_from(source.join(table, mine))
+        statements.append(wanted.order_by(table.c[name], table.c.currency).with_for_update(of=table))
+    return statements
+
+
+@cache
+def _read(dialect: str, many: bool, of_item: bool) -> Select[Any]:
+    asked = _asked(dialect, many)
+    source, currency = _resolved(asked, of_item)
+    source = source.outerjoin(
+        USER_WALLETS, and_(_same(USER_WALLETS, asked, "user_id"), USER_WALLETS.c.currency == currency)
+    )
+    user = (USER_WALLETS.c[name] for name in ("available", "escrow", "version", "updated_at"))
+    columns = [TRANSACTIONS.c.transaction_id, asked.c.user_id, currency, *user]
+    if of_item:
+        source = source.outerjoin(
+            MODEL_WALLETS, and_(_same(MODEL_WALLETS, asked, "model_id"), MODEL_WALLETS.c.currency == currency)
+        )
+        model = (MODEL_WALLETS.c[name] for name in ("earned", "version", "updated_at"))
+        columns += [asked.c.model_id, *model, *ITEM]
+    source = ledger_store.with_recorded(source, asked)
+    return select(*columns, *ledger_store.RECORD).select_from(source)
+
+
+def write(connection: Connection, work: UnitOfWork) -> None:
+    """Write what has been decided on escrow items and wallets, where each row is as it was read.
+
+    Raises ``Stale`` when one is not. A wallet that was not there is inserted, so a unique violation says
+    that it is there by now.
     """
-    currency = keys.currency
-    if keys.escrow_id is not None:
-        held = _lock_row(connection, ESCROW_ITEMS, escrow_id=keys.escrow_id, user_id=keys.user_id)
-        currency = held.currency if held else currency
-    _lock_row(connection, USER_WALLETS, user_id=keys.user_id, currency=currency)
-    if keys.model_id is not None:
-        _lock_row(connection, MODEL_WALLETS, model_id=keys.model_id, currency=currency)
+    held = [item for item in work.decided if item.status is EscrowStatus.HELD]
+    ended = [item for item in work.decided if item.status is not EscrowStatus.HELD]
+    if held:
+        insert_rows(connection, ITEM, [_ITEM_VALUES(item) for item in held])
+    if ended:
+        rows = sorted((item.escrow_id, item.user_id, EscrowStatus.HELD.value, *_ENDED_VALUES(item)) for item in ended)
+        key = (ESCROW_ITEMS.c.escrow_id, ESCROW_ITEMS.c.user_id, ESCROW_ITEMS.c.status)
+        _all(rows, update_rows(connection, key, ENDING, rows))
+    _write_wallets(connection, work, USER_WALLETS, "user:")
+    _write_wallets(connection, work, MODEL_WALLETS, "model:")
 
 
-def _lock_row(connection: Connection, table: Table, **key: str | None) -> Row[Any] | None:
-    return connection.execute(select(table.c.currency).where(*_is(table, key)).with_for_update()).first()
+def _write_wallets(connection: Connection, work: UnitOfWork, table: Table, kind: str) -> None:
+    owner, currency, *_ = table.c
+    balances = tuple(table.c[bucket] for bucket in BUCKETS[table])
+    changed = (table.c.version, table.c.updated_at, *balances)
+    new, old = [], []
+    for (owner_id, code), wallet in sorted(work.wallets.items()):
+        if not owner_id.startswith(kind) or wallet.version == wallet.seen:
+            continue
+        key, values = (
+            (owner_id.removeprefix(kind), code),
+            (wallet.version, wallet.updated_at, *wallet.balances.values()),
+        )
+        if wallet.seen:
+            old.append((*key, wallet.seen, *values))
+        else:
+            new.append((*key, wallet.created_at, *values))
+    if old:
+        _all(old, update_rows(connection, (owner, currency, table.c.version), changed, old))
+    if new:
+        insert_rows(connection, (owner, currency, table.c.created_at, *changed), new)
 
 
-def write(connection: Connection, decision: Decision) -> dict[str, WalletState]:
-    """Carry out the decision on escrow item and wallets; returns the wallets as they are now, by owner.
-
-    Raises ``Stale`` when a row is not as the decision needs it.
-    """
-    draft, item = decision.transaction, decision.item
-    if item is not None:
-        _write_item(connection, item)
-    change = net(draft.movements)
-    wallets = {}
-    for owner, table, key in _wallets_of(decision):
-        gains = {bucket: change.get(Account(owner, bucket), 0) for bucket in BUCKETS[table]}
-        version = decision.seen_version if table is USER_WALLETS else None
-        key["currency"] = draft.currency
-        wallets[owner] = _change_wallet(connection, table, key, gains, at=draft.occurred_at, version=version)
-    return wallets
-
-
-def _wallets_of(decision: Decision) -> list[tuple[str, Table, dict[str, str]]]:
-    """The wallets to change, users before models: the hot rows are locked last and shortest."""
-    user_id = decision.transaction.owner_id.removeprefix("user:")
-    wallets = [(user_owner(user_id), USER_WALLETS, {"user_id": user_id})]
-    if (model_id := decision.transaction.model_id) is not None:
-        wallets.append((model_owner(model_id), MODEL_WALLETS, {"model_id": model_id}))
-    return wallets
-
-
-def _write_item(connection: Connection, item: EscrowItem) -> None:
-    if item.status is EscrowStatus.HELD:
-        connection.execute(insert(ESCROW_ITEMS), {column.key: getattr(item, column.key) for column in ITEM})
-        return
-    changed = ("status", "model_id", "settled_amount", "refunded_amount", "processed_at")
-    key = {"escrow_id": item.escrow_id, "user_id": item.user_id, "status": EscrowStatus.HELD}
-    result = connection.execute(
-        update(ESCROW_ITEMS).where(*_is(ESCROW_ITEMS, key)).values({name: getattr(item, name) for name in changed})
-    )
-    if result.rowcount != 1:
+def _all(rows: Sequence[Any], changed: int) -> None:
+    if changed != len(rows):
         raise Stale
-
-
-def _change_wallet(
-    connection: Connection,
-    table: Table,
-    key: Mapping[str, str],
-    gains: Mapping[Bucket, int],
-    *,
-    at: datetime,
-    version: int | None,
-) -> WalletState:
-    """Add the gains to a wallet, within its limits, raising its version by one.
-
-    A change that only adds creates the wallet if it is the first. ``Stale`` if the wallet has another
-    version than the given one, or the change would break a limit.
-    """
-    changes, within = _changes(table, gains, at)
-    if version is None and min(gains.values()) >= 0:
-        statement = _upsert(connection, table, key, gains, at, changes, within)
-    else:
-        expected = key if version is None else {**key, "version": version}
-        statement = update(table).where(*_is(table, expected), within).values(changes)
-    returned = (*(table.c[bucket] for bucket in gains), table.c.version, table.c.updated_at)
-    row = connection.execute(statement.returning(*returned)).first()
-    if row is None:
-        raise Stale
-    return WalletState(
-        balances={bucket: row._mapping[table.c[bucket]] for bucket in gains},
-        version=row.version,
-        posted_at=row.updated_at,
-    )
-
-
-def _changes(
-    table: Table, gains: Mapping[Bucket, int], at: datetime
-) -> tuple[dict[str, ColumnElement[Any]], ColumnElement[bool]]:
-    """The columns after the change, and the condition that the balances are within their limits then."""
-    after = {bucket.value: table.c[bucket] + gain for bucket, gain in gains.items()}
-    updated, now = table.c.updated_at, literal(at, table.c.updated_at.type)
-    others = {
-        "version": table.c.version + 1,
-        # Never earlier than the change before, whatever the clocks do: history by time relies on it.
-        "updated_at": case((updated > now, updated), else_=now),
-    }
-    total: ColumnElement[int] = sum(after.values(), start=literal_column("0"))
-    return {**after, **others}, and_(*(value >= 0 for value in after.values()), total <= MAX_POINTS)
-
-
-def _upsert(
-    connection: Connection,
-    table: Table,
-    key: Mapping[str, str],
-    gains: Mapping[Bucket, int],
-    at: datetime,
-    changes: Mapping[str, ColumnElement[Any]],
-    within: ColumnElement[bool],
-) -> Any:
-    first = {bucket.value: gain for bucket, gain in gains.items()}
-    times = {"created_at": at, "updated_at": at}
-    statement = _INSERT[connection.dialect.name](table).values({**key, **first, **times, "version": 1})
-    return statement.on_conflict_do_update(index_elements=[table.c[name] for name in key], set_=changes, where=within)
-
-
-_INSERT: dict[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 def _is(table: Table, values: Mapping[str, Any]) -> list[Any]:
     return [table.c[name] == value for name, value in values.items()]
 
 
-def _item(row: Row[Any]) -> EscrowItem:
-    values = {column.key: row._mapping[column] for column in ITEM}
-    return EscrowItem(**{**values, "status": EscrowStatus(values["status"])})
+def _item(row: Sequence[Any]) -> EscrowItem:
+    values = {column.key: value for column, value in zip(ITEM, row, strict=True)}
+    return EscrowItem(**values | {"status": EscrowStatus(values["status"])})
 
 
 def wallet(connection: Connection, table: Table, **key: str) -> Row[Any] | None:

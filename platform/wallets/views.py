@@ -4,9 +4,10 @@ Every view picks what it needs, by field name, from the facts that the transacti
 request is answered with the same functions, so its answer is equal by construction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from ..events.models import (
     EscrowHeld,
@@ -62,7 +63,8 @@ def audit_fields_of(transaction: LedgerTransaction) -> Facts:
 
 def facts_of(transaction: LedgerTransaction) -> Facts:
     """Everything that the views may ask for, by name. A balance that was not touched is not there."""
-    header = {name: value for name, value in vars(transaction).items() if name != "entries"}
+    header = vars(transaction).copy()
+    del header["entries"]
     common = {
         "user_id": transaction.owner_id.removeprefix("user:"),
         "metadata": transaction.metadata,
@@ -128,5 +130,9 @@ _OF: dict[str, _Views] = {
 
 
 def _pick(cls: type[T], facts: Facts) -> T:
-    wanted = (f.name for f in fields(cls) if f.init)  # type: ignore[arg-type]
-    return cls(**{name: facts[name] for name in wanted if name in facts})
+    return cls(**{name: facts[name] for name in _names(cast(Hashable, cls)) if name in facts})
+
+
+@cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls) if f.init)

@@ -39,10 +39,21 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
+@pytest.fixture(params=[True, False], ids=["single", "stepwise"])
+def server(request: pytest.FixtureRequest, postgresql_url: str) -> Iterator[World]:
+    """A world on PostgreSQL, whose user has 100 points; operations in one statement, and statement by statement."""
+    with Database(postgresql_url, single_statement=request.param) as database:
+        world = World(database)
+        world.credit()
+        world.events.clear()
+        yield world
+        recount(database)
+
+
 @pytest.fixture
-def server(postgresql_url: str) -> Iterator[World]:
-    """A world on PostgreSQL, whose user has 100 points."""
-    with Database(postgresql_url) as database:
+def stepwise_server(postgresql_url: str) -> Iterator[World]:
+    """The same, statement by statement only: for what happens between two of them."""
+    with Database(postgresql_url, single_statement=False) as database:
         world = World(database)
         world.credit()
         world.events.clear()
@@ -190,13 +201,17 @@ def test_a_lock_that_is_given_back_between_two_attempts_is_waited_out(
         recount(database)
 
 
-def test_the_victim_of_a_deadlock_is_tried_again(server: World) -> None:
-    held = server.hold()
-    server.settle(server.hold(amount=1).escrow_id, amount=1)
-    impatient = server.database.engine.url.update_query_dict({"options": "-c deadlock_timeout=1ms"})
+def test_the_victim_of_a_deadlock_is_tried_again(stepwise_server: World) -> None:
+    held = stepwise_server.hold()
+    stepwise_server.settle(stepwise_server.hold(amount=1).escrow_id, amount=1)
+    impatient = stepwise_server.database.engine.url.update_query_dict({"options": "-c deadlock_timeout=1ms"})
     granted = threading.Event()
-    with Database(impatient) as database, administrator(server) as other, administrator(server) as observer:
-        service = service_on(server, LedgerService(database))
+    with (
+        Database(impatient, single_statement=False) as database,
+        administrator(stepwise_server) as other,
+        administrator(stepwise_server) as observer,
+    ):
+        service = service_on(stepwise_server, LedgerService(database))
         other.execute("BEGIN")
         other.execute("SET LOCAL deadlock_timeout = '60s'")
         other.execute("SELECT 1 FROM model_wallets FOR UPDATE")
@@ -215,40 +230,40 @@ def test_the_victim_of_a_deadlock_is_tried_again(server: World) -> None:
             ).fetchone():
                 pass
 
-        with once_before(database.engine, "INSERT INTO model_wallets", cross):
-            settled = server.send(server.settle_request(held.escrow_id), service)
+        with once_before(database.engine, "UPDATE model_wallets", cross):
+            settled = stepwise_server.send(stepwise_server.settle_request(held.escrow_id), service)
         thread.join()
     assert (granted.is_set(), settled.replayed, settled.model_earned_balance) == (True, False, 31)
-    assert server.events[-1].transaction_id == settled.transaction_id
+    assert stepwise_server.events[-1].transaction_id == settled.transaction_id
 
 
-def test_a_snapshot_that_went_stale_under_a_serializable_engine_is_tried_again(server: World) -> None:
+def test_a_snapshot_that_went_stale_under_a_serializable_engine_is_tried_again(stepwise_server: World) -> None:
     for isolation in ("REPEATABLE READ", "SERIALIZABLE"):
-        engine = create_engine(server.database.engine.url, isolation_level=isolation)
-        service = service_on(server, LedgerService(Database(engine)))
-        with once_before(engine, "INSERT INTO escrow_items", lambda _: server.hold(amount=5)):
-            held = server.send(server.hold_request(amount=5), service)
+        engine = create_engine(stepwise_server.database.engine.url, isolation_level=isolation)
+        service = service_on(stepwise_server, LedgerService(Database(engine, single_statement=False)))
+        with once_before(engine, "INSERT INTO escrow_items", lambda _: stepwise_server.hold(amount=5)):
+            held = stepwise_server.send(stepwise_server.hold_request(amount=5), service)
         assert not held.replayed
         engine.dispose()
-    balance = server.wallets.get_user_balance("ana")
+    balance = stepwise_server.wallets.get_user_balance("ana")
     assert (balance.available, balance.escrow, balance.version) == (80, 20, 5)
 
 
-def test_somebody_faster_between_read_and_write_makes_the_operation_start_over(server: World) -> None:
+def test_somebody_faster_between_read_and_write_makes_the_operation_start_over(stepwise_server: World) -> None:
     outcomes: list[Any] = []
-    engine = server.database.engine
-    with once_before(engine, "INSERT INTO escrow_items", lambda _: outcomes.append(server.hold())):
-        outcomes.append(server.hold(amount=70))
-    with once_before(engine, "UPDATE escrow_items", lambda _: server.credit(amount=1)):
-        outcomes.append(server.refund(outcomes[0].escrow_id))
+    engine = stepwise_server.database.engine
+    with once_before(engine, "INSERT INTO escrow_items", lambda _: outcomes.append(stepwise_server.hold())):
+        outcomes.append(stepwise_server.hold(amount=70))
+    with once_before(engine, "UPDATE escrow_items", lambda _: stepwise_server.credit(amount=1)):
+        outcomes.append(stepwise_server.refund(outcomes[0].escrow_id))
     assert [outcome.replayed for outcome in outcomes] == [False] * 3
     assert [outcome.transaction_id for outcome in outcomes] == [
-        event.transaction_id for event in server.events if event.event_type != "wallet.credited"
+        event.transaction_id for event in stepwise_server.events if event.event_type != "wallet.credited"
     ]
-    assert server.wallets.get_user_balance("ana").available == 31
-    taken = once_before(engine, "INSERT INTO escrow_items", lambda _: server.hold(amount=31))
+    assert stepwise_server.wallets.get_user_balance("ana").available == 31
+    taken = once_before(engine, "INSERT INTO escrow_items", lambda _: stepwise_server.hold(amount=31))
     with taken, pytest.raises(InsufficientBalanceError) as refused:
-        server.hold(amount=31)
+        stepwise_server.hold(amount=31)
     assert refused.value.details == {"required": 31, "available": 0}
 
 
@@ -289,19 +304,19 @@ def test_a_busy_sqlite_file_that_frees_up_between_two_attempts_is_waited_out(
 # ── lost connections ──
 
 
-def test_a_connection_that_died_in_the_pool_or_in_the_middle_is_replaced(server: World) -> None:
-    engine = server.database.engine
+def test_a_connection_that_died_in_the_pool_or_in_the_middle_is_replaced(stepwise_server: World) -> None:
+    engine = stepwise_server.database.engine
     with engine.connect() as connection:
         pid = driver_connection(connection).info.backend_pid
-    end_connection(server, pid)
-    assert_held_once(server, server.hold())
+    end_connection(stepwise_server, pid)
+    assert_held_once(stepwise_server, stepwise_server.hold())
     middles = ["LEFT OUTER JOIN", "INSERT INTO escrow_items", "UPDATE user_wallets", "INSERT INTO ledger_entries"]
     for number, fragment in enumerate(middles, start=1):
         cut = once_before(
-            engine, fragment, lambda mine: end_connection(server, driver_connection(mine).info.backend_pid)
+            engine, fragment, lambda mine: end_connection(stepwise_server, driver_connection(mine).info.backend_pid)
         )
         with cut:
-            assert server.hold(amount=1).new_available_balance == 70 - number
+            assert stepwise_server.hold(amount=1).new_available_balance == 70 - number
 
 
 def kill_after_commit(world: World) -> Callable[[Connection], None]:
@@ -340,39 +355,42 @@ def at_first_commit(engine: Engine, act: Callable[[Connection], None], *, times:
 
 @pytest.mark.parametrize("cut", [kill_after_commit, kill_before_commit])
 def test_a_connection_lost_at_the_commit_leads_to_one_effect_one_event_and_the_first_answer(
-    server: World, cut: Callable[[World], Callable[[Connection], None]]
+    stepwise_server: World, cut: Callable[[World], Callable[[Connection], None]]
 ) -> None:
-    held_before = server.hold(amount=20)
+    held_before = stepwise_server.hold(amount=20)
     requests: list[Any] = [
-        server.credit_request(amount=7),
-        server.hold_request(amount=3),
-        server.settle_request(held_before.escrow_id, amount=20),
+        stepwise_server.credit_request(amount=7),
+        stepwise_server.hold_request(amount=3),
+        stepwise_server.settle_request(held_before.escrow_id, amount=20),
     ]
-    server.events.clear()
+    stepwise_server.events.clear()
     for number, request in enumerate(requests, start=1):
-        with at_first_commit(server.database.engine, cut(server)) as commits:
-            answer = server.send(request)
+        with at_first_commit(stepwise_server.database.engine, cut(stepwise_server)) as commits:
+            answer = stepwise_server.send(request)
         assert len(commits) == 2, "it was not tried again"
         assert answer.replayed is False
-        assert [event.transaction_id for event in server.events[number - 1 :]] == [answer.transaction_id]
-        again = server.send(request, server.service())
+        assert [event.transaction_id for event in stepwise_server.events[number - 1 :]] == [answer.transaction_id]
+        again = stepwise_server.send(request, stepwise_server.service())
         assert (again, again.replayed) == (answer, True)
-    assert len(server.events) == len(requests)
-    balance = server.wallets.get_user_balance("ana")
+    assert len(stepwise_server.events) == len(requests)
+    balance = stepwise_server.wallets.get_user_balance("ana")
     assert (balance.available, balance.escrow, balance.version) == (84, 3, 5)
 
 
 def test_a_commit_that_is_lost_every_time_is_storage_unavailable_and_the_same_key_finds_the_outcome(
-    server: World,
+    stepwise_server: World,
 ) -> None:
-    once = replace(server.config, max_retry_attempts=0)
+    once = replace(stepwise_server.config, max_retry_attempts=0)
     for cut, happened in ((kill_before_commit, False), (kill_after_commit, True)):
-        request = server.hold_request(amount=1)
-        with at_first_commit(server.database.engine, cut(server)), pytest.raises(StorageUnavailableError):
-            server.send(request, server.service(config=once))
-        assert server.events == []
-        assert server.send(request).replayed is happened
-        server.events.clear()
+        request = stepwise_server.hold_request(amount=1)
+        with (
+            at_first_commit(stepwise_server.database.engine, cut(stepwise_server)),
+            pytest.raises(StorageUnavailableError),
+        ):
+            stepwise_server.send(request, stepwise_server.service(config=once))
+        assert stepwise_server.events == []
+        assert stepwise_server.send(request).replayed is happened
+        stepwise_server.events.clear()
 
 
 def test_nobody_listening_is_storage_unavailable() -> None:
@@ -598,28 +616,27 @@ class Interrupted(LedgerService):
 
     exception: BaseException | None = None
 
-    def record(self, connection: Connection, *rest: Any) -> Any:
-        written = super().record(connection, *rest)
+    def record(self, *given: Any) -> None:
+        super().record(*given)
         if self.exception is not None:
             exception, self.exception = self.exception, None
             raise exception
-        return written
 
 
 @pytest.mark.parametrize("exception", [KeyboardInterrupt(), SystemExit(1), RuntimeError("a bug")])
 def test_an_interrupted_attempt_is_rolled_back_and_its_connection_stays_usable(
-    world: World, exception: BaseException
+    stepwise: World, exception: BaseException
 ) -> None:
-    world.credit()
-    world.events.clear()
-    before = world.snapshot()
-    ledger = Interrupted(world.database)
-    service = service_on(world, ledger)
-    request = world.hold_request()
+    stepwise.credit()
+    stepwise.events.clear()
+    before = stepwise.snapshot()
+    ledger = Interrupted(stepwise.database)
+    service = service_on(stepwise, ledger)
+    request = stepwise.hold_request()
     ledger.exception = exception
     with pytest.raises(type(exception)):
-        world.send(request, service)
-    assert (world.snapshot(), world.events) == (before, [])
-    pool: Any = world.database.engine.pool
+        stepwise.send(request, service)
+    assert (stepwise.snapshot(), stepwise.events) == (before, [])
+    pool: Any = stepwise.database.engine.pool
     assert pool.checkedout() == 0
-    assert_held_once(world, world.send(request, service))
+    assert_held_once(stepwise, stepwise.send(request, service))

@@ -373,7 +373,7 @@ def test_a_hold_comes_first_even_if_what_ended_it_has_the_lower_id(
 ) -> None:
     ids = iter(f"0195{number:04x}-0000-7000-8000-000000000000" for number in range(9, 0, -1))
     world.credit()
-    monkeypatch.setattr("points_platform.wallets.service.new_id", lambda: next(ids))
+    monkeypatch.setattr("points_platform.wallets.executor.new_id", lambda: next(ids))
     held = world.hold()
     settled = world.settle(held.escrow_id)
     assert settled.transaction_id < held.transaction_id

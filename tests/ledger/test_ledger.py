@@ -24,6 +24,7 @@ from points_platform.ledger import (
     StatementLine,
     TransactionDraft,
     WalletState,
+    post,
 )
 from points_platform.ledger.accounts import available, earned, escrow, is_legal, net
 from support.world import World
@@ -294,7 +295,7 @@ def test_an_illegal_movement_is_never_recorded(sqlite_url: str, operation: str, 
         state = WalletState(balances=dict.fromkeys(Bucket, 5), version=1, posted_at=NOON)
         wallets = {account.account_id: state for m in movements for account in (m.source, m.target)}
         with rows_stay(world), database.engine.begin() as connection, pytest.raises(ValueError, match="must not"):
-            LedgerService(database).record(connection, draft(operation, *movements), wallets)
+            LedgerService(database).record(connection, [post(draft(operation, *movements), wallets)])
 
 
 def test_a_movement_without_its_wallet_is_never_recorded(sqlite_url: str) -> None:
@@ -307,7 +308,7 @@ def test_a_movement_without_its_wallet_is_never_recorded(sqlite_url: str) -> Non
             database.engine.begin() as connection,
             pytest.raises(ValueError, match="without the wallet"),
         ):
-            LedgerService(database).record(connection, given, {})
+            LedgerService(database).record(connection, [post(given, {})])
 
 
 def test_movements_between_the_same_accounts_add_up() -> None:
@@ -323,8 +324,8 @@ def test_a_recorded_transaction_is_read_as_it_was_written(url: str) -> None:
     with Database(url) as database:
         ledger = LedgerService(database)
         wallets = {
-            "user:ana": WalletState(balances={"available": 12, "escrow": 0}, version=7, posted_at=NOON),
-            "model:luna": WalletState(balances={"earned": 3}, version=1, posted_at=NOON + timedelta(seconds=1)),
+            "user:ana": WalletState(balances={Bucket.AVAILABLE: 12, Bucket.ESCROW: 0}, version=7, posted_at=NOON),
+            "model:luna": WalletState(balances={Bucket.EARNED: 3}, version=1, posted_at=NOON + timedelta(seconds=1)),
         }
         given = draft(
             Operation.PARTIAL_SETTLE,
@@ -337,7 +338,8 @@ def test_a_recorded_transaction_is_read_as_it_was_written(url: str) -> None:
             metadata_json='{"a":1}',
         )
         with database.engine.begin() as connection:
-            written = ledger.record(connection, given, wallets)
+            written = post(given, wallets)
+            ledger.record(connection, [written])
         read = ledger.transaction(given.transaction_id)
     assert read == written
     header = {name: value for name, value in vars(given).items() if name != "movements"}
@@ -356,8 +358,8 @@ def test_a_recorded_transaction_is_read_as_it_was_written(url: str) -> None:
 def test_a_transaction_that_is_not_committed_has_not_happened(world: World) -> None:
     given = draft(Operation.CREDIT, *LEGAL[Operation.CREDIT])
     with rows_stay(world), world.database.engine.connect() as connection:
-        state = WalletState(balances={"available": 5}, version=1, posted_at=NOON)
-        world.ledger.record(connection, given, {"user:ana": state})
+        state = WalletState(balances={Bucket.AVAILABLE: 5}, version=1, posted_at=NOON)
+        world.ledger.record(connection, [post(given, {"user:ana": state})])
         connection.rollback()
     assert world.ledger.transaction(given.transaction_id) is None
 

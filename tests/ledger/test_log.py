@@ -31,6 +31,7 @@ from points_platform.core.errors import LedgerDamagedError
 from points_platform.core.values import id_at, new_id
 from points_platform.ledger import (
     ISSUER,
+    Bucket,
     LedgerService,
     LedgerTransaction,
     LogEntry,
@@ -41,6 +42,7 @@ from points_platform.ledger import (
     TransactionDraft,
     WalletState,
     log_store,
+    post,
 )
 from points_platform.ledger.accounts import available
 from points_platform.ledger.log import GENESIS, Candidate, canonical_form, in_order
@@ -187,8 +189,8 @@ class Clocks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._local = threading.local()
         self._numbers = itertools.count()
-        monkeypatch.setattr("points_platform.wallets.service.now", self.now)
-        monkeypatch.setattr("points_platform.wallets.service.new_id", self.new_id)
+        monkeypatch.setattr("points_platform.wallets.executor.now", self.now)
+        monkeypatch.setattr("points_platform.wallets.executor.new_id", self.new_id)
 
     def now(self) -> datetime:
         shift: timedelta = getattr(self._local, "shift", timedelta(0))
@@ -218,7 +220,7 @@ def falling_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     def falling() -> str:
         return id_at(datetime.now(UTC) - next(numbers) * timedelta(seconds=1))
 
-    monkeypatch.setattr("points_platform.wallets.service.new_id", falling)
+    monkeypatch.setattr("points_platform.wallets.executor.new_id", falling)
 
 
 # What must be escaped, what must not be, and what looks as if it had been.
@@ -276,15 +278,15 @@ def _record(connection: Connection, world: World, user_id: str, version: int = 1
     draft = TransactionDraft(
         **(header | changes), owner_id=f"user:{user_id}", movements=(Movement(ISSUER, available(user_id), 5),)
     )
-    state = WalletState(balances={"available": 5 * version}, version=version, posted_at=draft.occurred_at)
-    world.ledger.record(connection, draft, {draft.owner_id: state})
+    state = WalletState(balances={Bucket.AVAILABLE: 5 * version}, version=version, posted_at=draft.occurred_at)
+    world.ledger.record(connection, [post(draft, {draft.owner_id: state})])
     return draft.transaction_id
 
 
 def test_times_in_the_log_are_utc_with_microseconds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     times = [datetime(2025, 3, 30, 1, 0, 0, micro, tzinfo=UTC) for micro in (0, 1, 999999, 120000)]
     for at in times:
-        monkeypatch.setattr("points_platform.wallets.service.now", partial(_identity, at))
+        monkeypatch.setattr("points_platform.wallets.executor.now", partial(_identity, at))
         world.credit(f"user-{at.microsecond}")
     with world.database.engine.begin() as connection:
         if not world.database.is_sqlite:
@@ -347,7 +349,7 @@ def test_versions_decide_the_order_whatever_the_ids(world: World, monkeypatch: p
     for batch in (1, 2, 4, 5000):
         monkeypatch.setattr("points_platform.ledger.sealing.SEAL_BATCH", batch)
         monkeypatch.setattr(
-            "points_platform.wallets.service.new_id",
+            "points_platform.wallets.executor.new_id",
             lambda: f"{id_at(at + dice.uniform(-50, 0) * MINUTE)[:24]}{dice.getrandbits(48):012x}",
         )
         play(world, rounds=1, users=("ana", "ben", "cem"))

@@ -68,19 +68,19 @@ def test_the_pause_has_a_limit_however_many_retries_there_are() -> None:
 
 
 @pytest.mark.parametrize("retries", [0, 1, 5])
-def test_retries_are_counted_after_the_first_attempt(world: World, retries: int) -> None:
+def test_retries_are_counted_after_the_first_attempt(stepwise: World, retries: int) -> None:
     attempts = []
 
     class Contended(LedgerService):
-        def record(self, *given: Any) -> Any:
+        def record(self, *given: Any) -> None:
             attempts.append(given)
             if len(attempts) <= retries:
                 raise Stale
-            return super().record(*given)
+            super().record(*given)
 
     config = WalletConfig(max_retry_attempts=retries, retry_backoff_ms=0)
-    wallets = WalletService(Contended(world.database), authorizer=world.authorizer, config=config)
-    assert wallets.credit_user(world.credit_request(amount=7)).new_available_balance == 7
+    wallets = WalletService(Contended(stepwise.database), authorizer=stepwise.authorizer, config=config)
+    assert wallets.credit_user(stepwise.credit_request(amount=7)).new_available_balance == 7
     assert len(attempts) == retries + 1
 
 

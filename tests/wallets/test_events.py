@@ -170,20 +170,20 @@ def test_replays_and_refusals_are_not_announced(world: World, operation: str) ->
     assert world.events == []
 
 
-def test_a_write_that_fails_is_not_announced(world: World) -> None:
+def test_a_write_that_fails_is_not_announced(stepwise: World) -> None:
     class Contended(LedgerService):
-        def record(self, *given: Any) -> Any:
+        def record(self, *given: Any) -> None:
             super().record(*given)
             raise Stale
 
-    before = world.snapshot()
+    before = stepwise.snapshot()
     wallets = WalletService(
-        Contended(world.database), authorizer=world.authorizer, events=world.bus, config=world.config
+        Contended(stepwise.database), authorizer=stepwise.authorizer, events=stepwise.bus, config=stepwise.config
     )
     with pytest.raises(WalletError):
-        wallets.credit_user(world.credit_request())
-    assert world.events == []
-    assert world.snapshot() == before
+        wallets.credit_user(stepwise.credit_request())
+    assert stepwise.events == []
+    assert stepwise.snapshot() == before
 
 
 @every_operation

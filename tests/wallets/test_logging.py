@@ -51,11 +51,11 @@ class Contended(LedgerService):
         super().__init__(database)
         self.times = times
 
-    def record(self, *given: Any) -> Any:
+    def record(self, *given: Any) -> None:
         self.times -= 1
         if self.times >= 0:
             raise Stale
-        return super().record(*given)
+        super().record(*given)
 
 
 def contended(world: World, times: int, retries: int) -> WalletService:
@@ -167,9 +167,9 @@ def test_the_audit_line_is_written_without_a_bus_too(world: World, caplog: pytes
 
 @pytest.mark.parametrize("conflicts", [0, 1, 3])
 def test_each_retry_is_logged_at_debug_with_its_number_and_its_reason(
-    world: World, caplog: pytest.LogCaptureFixture, conflicts: int
+    stepwise: World, caplog: pytest.LogCaptureFixture, conflicts: int
 ) -> None:
-    world.send(world.credit_request(), contended(world, conflicts, retries=3))
+    stepwise.send(stepwise.credit_request(), contended(stepwise, conflicts, retries=3))
     lines = records(caplog, RETRIES)
     assert [line.levelno for line in lines] == [logging.DEBUG] * conflicts
     assert [structured(line) for line in lines] == [
@@ -179,10 +179,10 @@ def test_each_retry_is_logged_at_debug_with_its_number_and_its_reason(
 
 
 def test_a_conflict_that_wins_leaves_the_retries_at_debug_and_nothing_louder(
-    world: World, caplog: pytest.LogCaptureFixture
+    stepwise: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(OptimisticLockError) as caught:
-        world.send(world.credit_request(), contended(world, 9, retries=2))
+        stepwise.send(stepwise.credit_request(), contended(stepwise, 9, retries=2))
     assert caught.value.details == {"attempts": 3}
     assert [structured(line)["attempt"] for line in records(caplog, RETRIES)] == [1, 2]
     assert {record.levelno for record in of_the_module(caplog)} == {logging.DEBUG}
@@ -192,7 +192,7 @@ def test_a_conflict_of_two_real_transactions_is_logged_too(
     postgresql_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Between a hold's read and its write, a credit goes through on another connection."""
-    with Database(postgresql_url) as database:
+    with Database(postgresql_url, single_statement=False) as database:
         world = World(database)
         world.credit()
         waiting = [world.credit_request(amount=7)]
@@ -247,29 +247,29 @@ def shown(error: WalletError) -> str:
     return "\n".join([*text, *traceback.format_exception(error)])
 
 
-def evening(world: World, caplog: pytest.LogCaptureFixture) -> tuple[list[str], list[str]]:
+def evening(stepwise: World, caplog: pytest.LogCaptureFixture) -> tuple[list[str], list[str]]:
     """All operations, replays and refusals; returns the tokens used and all that was shown of it."""
     tokens: list[str] = []
     said: list[str] = []
 
     def send(request: Any, **options: Any) -> Any:
         if hasattr(request, "escrow_id"):
-            authorization = options.setdefault("authorization", world.authorize(request))
+            authorization = options.setdefault("authorization", stepwise.authorize(request))
             tokens.append(authorization.token)
             said.append(f"{authorization!r} {authorization} {[authorization]}")
         try:
-            response = world.send(request, **options)
+            response = stepwise.send(request, **options)
         except WalletError as error:
             said.append(shown(error))
             return None
         said.append(repr(response))
         return response
 
-    send(world.credit_request())
-    escrow_ids = [send(world.hold_request()).escrow_id for _ in range(3)]
-    make: list[Callable[..., Any]] = [world.settle_request, world.refund_request, world.partial_settle_request]
+    send(stepwise.credit_request())
+    escrow_ids = [send(stepwise.hold_request()).escrow_id for _ in range(3)]
+    make: list[Callable[..., Any]] = [stepwise.settle_request, stepwise.refund_request, stepwise.partial_settle_request]
     for request in [make(escrow_id) for make, escrow_id in zip(make, escrow_ids, strict=True)]:
-        genuine = world.authorize(request)
+        genuine = stepwise.authorize(request)
         head, body, signature = genuine.token.split(".")
         forged = [f"{head}.{body}.{signature[::-1]}", f"{head}.{head}.{signature}", f"{body}.{body}.{signature}"]
         forged += [genuine.token + "=", genuine.token + "\n", genuine.token * 20, f"{head}.{body}"]
@@ -277,14 +277,14 @@ def evening(world: World, caplog: pytest.LogCaptureFixture) -> tuple[list[str], 
             send(request, authorization=replace(genuine, token=token))
         for name in ("reason", "user_id", "queue_item_id"):
             send(request, authorization=replace(genuine, **{name: "else"}))
-            send(request, authorization=world.authorize(request, **{name: "else"}))
+            send(request, authorization=stepwise.authorize(request, **{name: "else"}))
         send(request)
         send(request)
         send(replace(request, reason="another"))
-        send(replace(request, idempotency_key=world.key()))
-        send(replace(request, idempotency_key=world.key(), escrow_id="no-such-item"))
-        send(replace(request, idempotency_key=world.key()), wallets=contended(world, 9, retries=1))
-    said += [repr(event) + repr(vars(event)) for event in world.events]
+        send(replace(request, idempotency_key=stepwise.key()))
+        send(replace(request, idempotency_key=stepwise.key(), escrow_id="no-such-item"))
+        send(replace(request, idempotency_key=stepwise.key()), wallets=contended(stepwise, 9, retries=1))
+    said += [repr(event) + repr(vars(event)) for event in stepwise.events]
     said += [f"{record.getMessage()} {vars(record)!r} {record.exc_text}" for record in caplog.records]
     return tokens, said
 

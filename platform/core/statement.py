@@ -1,0 +1,121 @@
+"""One statement of PostgreSQL's that is a transaction of its own: one round trip, commit included.
+
+It goes to libpq by psycopg's wrapper (``psycopg.pq``), past the cursors of psycopg and SQLAlchemy. Their work
+takes more processor time than all the rest of an operation, under the interpreter's lock, where it holds up
+every other thread.
+"""
+
+import itertools
+import re
+import select
+from collections.abc import Mapping
+from typing import Any
+
+from psycopg import Connection, OperationalError, pq
+from psycopg.errors import error_from_result
+from sqlalchemy import PoolProxiedConnection
+
+Row = tuple[Any, ...]
+Parameters = Mapping[str, str | int | None]
+
+# Somebody has discarded the prepared statement, or changed its tables since.
+PREPARE_ANEW = {"26000", "0A000"}
+SUCCESS = {pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK}
+PARAMETER = re.compile(r"%\((\w+)\)s")
+PREPARED = "points_platform_prepared"
+NUMBERS = itertools.count()
+
+
+class Statement:
+    """SQL with parameters like ``%(name)s``. They are sent as text: a cast, or their place, must tell the type."""
+
+    def __init__(self, name: str, sql: str) -> None:
+        self.name = name
+        self.sql = sql
+        self._names = tuple(dict.fromkeys(PARAMETER.findall(sql)))
+        numbers = {name: f"${number}" for number, name in enumerate(self._names, 1)}
+        self._text = PARAMETER.sub(lambda match: numbers[match[1]], sql).encode()
+
+    def execute(self, pooled: PoolProxiedConnection, parameters: Parameters) -> Row | None:
+        """Carry it out; returns its first row, as text. On a connection in no transaction it is committed by then.
+
+        Raises psycopg's errors; after any other exception (an interrupt) the connection is of no use.
+        """
+        connection: Connection[Any] = pooled.dbapi_connection  # type: ignore[assignment]
+        encoding = connection.info.encoding
+        values = [_bytes(parameters[name], encoding) for name in self._names]
+        # By name of the statement; a name on the server is never used twice.
+        prepared: dict[str, bytes] = pooled.info.setdefault(PREPARED, {})
+        known = self.name in prepared
+        try:
+            return self._send(connection, prepared, values)
+        except connection.Error as error:
+            if not known or error.sqlstate not in PREPARE_ANEW:
+                raise
+            del prepared[self.name]
+            return self._send(connection, prepared, values)
+
+    def _send(self, connection: Connection[Any], prepared: dict[str, bytes], values: list[bytes | None]) -> Row | None:
+        libpq = connection.pgconn
+        if connection.prepare_threshold is None:
+            libpq.send_query_params(self._text, values)
+        else:
+            if self.name not in prepared:
+                name = f"points_platform_{self.name}_{next(NUMBERS)}".encode()
+                libpq.send_prepare(name, self._text)
+                _result(libpq)
+                prepared[self.name] = name
+            libpq.send_query_prepared(prepared[self.name], values)
+        result = _result(libpq)
+        if not result.ntuples:
+            return None
+        encoding = connection.info.encoding
+        fields = (result.get_value(0, number) for number in range(result.nfields))
+        return tuple(None if field is None else field.decode(encoding) for field in fields)
+
+
+def in_transaction(pooled: PoolProxiedConnection) -> bool:
+    """Whether a transaction is open on the connection: a listener of the host's may have begun one."""
+    connection: Connection[Any] = pooled.dbapi_connection  # type: ignore[assignment]
+    return connection.pgconn.transaction_status != pq.TransactionStatus.IDLE
+
+
+def _bytes(value: str | int | None, encoding: str) -> bytes | None:
+    if value is None:
+        return None
+    text = str(value)
+    if "\0" in text:
+        raise ValueError("libpq would take the text for shorter than it is")
+    return text.encode(encoding)
+
+
+def _result(libpq: pq.abc.PGconn) -> pq.abc.PGresult:
+    """The result of what was sent. The wait gives way to other threads, and to a keyboard interrupt.
+
+    What fails only at its commit has told its rows by then, and the failure comes as a second result.
+    """
+    waiting = select.poll()
+    waiting.register(libpq.socket, select.POLLIN | select.POLLOUT)
+    while libpq.flush():
+        waiting.poll()
+        libpq.consume_input()
+    waiting.modify(libpq.socket, select.POLLIN)
+    results = []
+    while True:
+        while libpq.is_busy():
+            waiting.poll()
+            libpq.consume_input()
+        result = libpq.get_result()
+        if result is None:
+            break
+        results.append(result)
+    return _successful(libpq, results)
+
+
+def _successful(libpq: pq.abc.PGconn, results: list[pq.abc.PGresult]) -> pq.abc.PGresult:
+    failed = next((each for each in results if each.status not in SUCCESS), None)
+    if failed is None and results:
+        return results[0]
+    if failed is not None and failed.error_field(pq.DiagnosticField.SQLSTATE):
+        raise error_from_result(failed)
+    raise OperationalError(libpq.get_error_message())

@@ -1,0 +1,1019 @@
+"""Operations carried out as one statement: the same answers and rows as the other way, in fewer round trips."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from freezegun import freeze_time
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+from sqlalchemy import URL, event, make_url, select
+from sqlalchemy.orm import Session
+
+from points_platform.core import (
+    BalanceLimitError,
+    Base,
+    Database,
+    EscrowAlreadyProcessedError,
+    EscrowNotFoundError,
+    IdempotencyConflictError,
+    InsufficientBalanceError,
+    OptimisticLockError,
+    StorageUnavailableError,
+    WalletError,
+)
+from points_platform.core.statement import Statement
+from points_platform.wallets import WalletConfig, WalletService
+from points_platform.wallets.verify import verify
+from support.databases import PostgreSQLDatabases
+from support.recount import recount
+from support.workers import OPERATIONS, ready
+from support.world import World, at_once
+
+MAX_POINTS = 2**53 - 1
+NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+ENDS = ("settle", "refund", "partial_settle")
+ALONE, READ = "one statement of the driver's", "a read"
+CARRIED_OUT, REFUSED = [ALONE], [ALONE, READ]
+ONE_TRY = WalletConfig(max_retry_attempts=0)
+
+
+@pytest.fixture
+def here(postgresql_url: str) -> Iterator[World]:
+    """A platform whose operations have one try, and wait for a row lock as long as it takes."""
+    with Database(postgresql_url, lock_timeout_ms=60_000) as database:
+        world = World(database, config=ONE_TRY)
+        world.wallets.get_user_balance("nobody")  # the first read also checks the schema
+        yield world
+        recount(database)
+
+
+def retrying(world: World) -> WalletService:
+    """A service of the same world that tries again."""
+    return world.service(config=WalletConfig(retry_backoff_ms=0))
+
+
+@contextmanager
+def elsewhere(world: World) -> Iterator[tuple[WalletService, Session]]:
+    """Another process's service on the same database, with an open session; nothing is shared but the rows."""
+    with Database(world.database.engine.url) as database, Session(database.engine) as session:
+        yield World(database).wallets, session
+
+
+@contextmanager
+def administrator(url: str | URL) -> Iterator[psycopg.Connection[Any]]:
+    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(address, autocommit=True) as connection:
+        yield connection
+
+
+@contextmanager
+def sent(world: World) -> Iterator[list[str]]:
+    """What the world sends to the server: each single statement, and the texts that go through SQLAlchemy."""
+    seen: list[str] = []
+
+    def through_sqlalchemy(connection: Any, cursor: Any, statement: str, *others: Any) -> None:
+        seen.append(READ if statement.startswith("SELECT") and "FOR UPDATE" not in statement else statement)
+
+    with before_each_statement(lambda: seen.append(ALONE)):
+        event.listen(world.database.engine, "before_cursor_execute", through_sqlalchemy)
+        try:
+            yield seen
+        finally:
+            event.remove(world.database.engine, "before_cursor_execute", through_sqlalchemy)
+
+
+@contextmanager
+def before_each_statement(act: Callable[[], object]) -> Iterator[None]:
+    execute = Statement.execute
+
+    def watched(*given: Any) -> Any:
+        act()
+        return execute(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Statement, "execute", watched)
+        yield
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Act once, when the presumption is made and the statement not yet sent."""
+    left = [act]
+    with before_each_statement(lambda: left.pop()() if left else None):
+        yield
+    assert not left, "no statement was sent"
+
+
+@contextmanager
+def before_the_read(world: World, act: Callable[[], object]) -> Iterator[None]:
+    """Act once, when the statement has found its presumption wrong and nothing has been read yet."""
+    left = [act]
+
+    def watch(*given: Any) -> None:
+        if left:
+            left.pop()()
+
+    event.listen(world.database.engine, "before_cursor_execute", watch)
+    try:
+        yield
+    finally:
+        event.remove(world.database.engine, "before_cursor_execute", watch)
+    assert not left, "nothing was read"
+
+
+def while_it_waits(call: Callable[[], Any], session: Session, then: Callable[[], object]) -> Any:
+    """Start the call in a thread; when it waits for the session's lock, do what lets it go on. Errors are answers."""
+    holder = session.connection().connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+    with administrator(session.get_bind().url) as other, ThreadPoolExecutor(1) as threads:  # type: ignore[union-attr]
+        try:
+            answer = threads.submit(call)
+            deadline = time.monotonic() + 30
+            blocked = "SELECT FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+            while other.execute(blocked, [holder]).fetchone() is None:
+                assert not answer.done(), f"it did not wait: {answer.exception() or answer.result()}"
+                assert time.monotonic() < deadline, "it never waited"
+        finally:
+            then()
+        return answer.exception() or answer.result()
+
+
+def one_of_each(world: World) -> Iterator[tuple[str, Any]]:
+    for operation in OPERATIONS:
+        yield operation, ready(world, operation, f"user-of-{operation}")
+
+
+def caught(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except WalletError as error:
+        return error
+
+
+def tally(answers: list[Any]) -> Counter[str]:
+    return Counter(type(answer).__name__ for answer in answers)
+
+
+# ── both ways, the same ──
+
+
+@dataclass
+class Way:
+    """A world of its own that has one way to carry things out, and plain names for the ids that it has made."""
+
+    world: World
+    uncached: WalletService
+    names: dict[str, str] = field(default_factory=dict)
+
+    def send(self, request: Any, *, cached: bool, **options: Any) -> Any:
+        """The answer, with plain names for what the module has made."""
+        answer = caught(lambda: self.world.send(request, None if cached else self.uncached, **options))
+        if not isinstance(answer, WalletError):
+            for made in ("transaction_id", "escrow_id"):
+                if hasattr(answer, made):
+                    self.names.setdefault(getattr(answer, made), f"{made} {len(self.names)}")
+        return self.plainly(
+            answer.details | {"error": answer.code} if isinstance(answer, WalletError) else asdict(answer)
+        )
+
+    def id_of(self, name: str) -> str:
+        return next(id_ for id_, known in self.names.items() if known == name)
+
+    def plainly(self, values: dict[str, Any]) -> dict[str, Any]:
+        plain = {
+            name: self.names.get(value, value) if isinstance(value, str) else value for name, value in values.items()
+        }
+        if plain.get("authorization_id"):
+            plain["authorization_id"] = "one"
+        return plain
+
+    def rows(self) -> dict[str, list[Any]]:
+        with self.world.database.engine.connect() as connection:
+            return {
+                table.name: sorted(
+                    (self.plainly(dict(row._mapping)) for row in connection.execute(select(table))), key=repr
+                )
+                for table in Base.metadata.sorted_tables
+            }
+
+    def events(self) -> list[Any]:
+        return [self.plainly(asdict(event)) for event in self.world.events]
+
+
+@contextmanager
+def both_ways(*urls: str) -> Iterator[tuple[Way, Way]]:
+    """One statement at a time, and the other way; neither may ever need a second try."""
+    with ExitStack() as stack:
+        databases = (Database(url, single_statement=not n) for n, url in enumerate(urls))
+        worlds = [World(stack.enter_context(database), config=ONE_TRY) for database in databases]
+        uncached = WalletConfig(max_retry_attempts=0, idempotency_cache_size=0)
+        alone, other = (Way(world, world.service(config=uncached)) for world in worlds)
+        for way in (alone, other):
+            way.world.wallets.get_user_balance("nobody")
+        yield alone, other
+        assert alone.rows() == other.rows()
+        assert alone.events() == other.events()
+        for world in worlds:
+            recount(world.database)
+            assert list(verify(world.database)) == []
+
+
+class Twins:
+    """Requests sent both ways, whose answers are compared; ids in them are plain names until they are sent."""
+
+    def __init__(self, alone: Way, other: Way) -> None:
+        self.ways = (alone, other)
+        self.sent: list[Any] = []
+        self.holds: list[tuple[str, Any]] = []
+
+    def send(self, request: Any, *, cached: bool = False, signed: Any = None) -> dict[str, Any]:
+        self.sent.append(request)
+        answers = []
+        for way in self.ways:
+            mine = self.with_ids(way, request)
+            options = {} if signed is None else {"authorization": way.world.authorize(self.with_ids(way, signed))}
+            with sent(way.world) as round_trips:
+                answers.append(way.send(mine, cached=cached, **options))
+            if way is self.ways[0]:
+                seen = round_trips
+        assert answers[0] == answers[1]
+        self.check_round_trips(answers[0], seen, cached)
+        if "escrow_balance" in answers[0] and not answers[0]["replayed"]:
+            self.holds.append((answers[0]["escrow_id"], request))
+        answer: dict[str, Any] = answers[0]
+        return answer
+
+    def with_ids(self, way: Way, request: Any) -> Any:
+        escrow_id = getattr(request, "escrow_id", "")
+        return replace(request, escrow_id=way.id_of(escrow_id)) if escrow_id in way.names.values() else request
+
+    def check_round_trips(self, answer: dict[str, Any], seen: list[str], cached: bool) -> None:
+        if "error" not in answer:
+            expected = REFUSED if answer["replayed"] else CARRIED_OUT
+        else:
+            expected = [] if answer["error"] == "invalid_authorization" else REFUSED
+        assert seen == expected or (cached and expected == REFUSED and not seen), answer
+
+
+steps = st.fixed_dictionaries(
+    {
+        "what": st.sampled_from(["credit", "hold", "hold", *ENDS, *ENDS, "repeat", "mutate"]),
+        "user_id": st.sampled_from(["ana", "ana", "ben", "eva"]),
+        "model_id": st.sampled_from(["luna", "sol"]),
+        "amount": st.integers(1, 60) | st.sampled_from([11, 40, 41, 50, MAX_POINTS - 40, MAX_POINTS]),
+        "currency": st.sampled_from([None, None, "points", "gems", "gold"]),
+        "key": st.sampled_from([None, None, None, "a", "b"]),
+        "wrong": st.sampled_from(["", "", "", "", "user_id", "queue_item_id", "amount", "currency", "escrow_id"]),
+        "lied": st.booleans(),
+        "metadata": st.sampled_from([None, {"nul": "\0", "n": 1}]),
+        "place": st.integers(0, 40),
+        "minutes": st.integers(-90, 90),
+        "cached": st.booleans(),
+    }
+)
+UNTRUE = {"user_id": "zoe", "queue_item_id": "queue-3", "currency": "gold", "escrow_id": "no uuid"}
+CHANGED = {
+    "reason": "another_reason",
+    "metadata": {"nul": "\0", "n": True},
+    "currency": "gold",
+    "amount": 61,
+    "settle_amount": 61,
+    "model_id": "mira",
+    "queue_item_id": "queue-2",
+    "request_id": "request-2",
+}
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+@given(asked=st.lists(steps, min_size=10, max_size=40))
+def test_one_statement_answers_and_leaves_what_the_other_way_does(
+    postgresql_databases: PostgreSQLDatabases, asked: list[dict[str, Any]]
+) -> None:
+    with ExitStack() as stack:
+        urls = [stack.enter_context(postgresql_databases.fresh()) for _ in range(2)]
+        clock = stack.enter_context(freeze_time(NOON))
+        twins = Twins(*stack.enter_context(both_ways(*urls)))
+        an_evening_begins(twins)
+        for step in asked:
+            clock.move_to(NOON + timedelta(minutes=step["minutes"]))
+            request = request_of(twins, step)
+            lied = step["lied"] and step["wrong"] not in ("", "currency") and hasattr(request, "escrow_id")
+            honest = request_of(twins, step | {"wrong": ""}) if lied else None
+            twins.send(request, cached=step["cached"], signed=honest)
+
+
+def an_evening_begins(twins: Twins) -> None:
+    """Points in two currencies, and one model with room for fifty points."""
+    make = twins.ways[0].world
+    for user, amount, currency in (("ana", 500, None), ("ana", 200, "gems"), ("eva", MAX_POINTS - 40, None)):
+        twins.send(make.credit_request(user, amount, currency=currency))
+    for user, amount, currency in (("eva", MAX_POINTS - 50, None), ("ana", 60, None), ("ana", 30, "gems")):
+        twins.send(make.hold_request(user, amount, currency=currency))
+    fortune = make.settle_request(twins.holds[0][0], MAX_POINTS - 50, user_id="eva")
+    twins.send(fortune)
+    twins.send(make.settle_request(twins.holds[1][0], 60))  # does not fit any more
+
+
+def request_of(twins: Twins, step: dict[str, Any]) -> Any:
+    make, what, place = twins.ways[0].world, step["what"], step["place"]
+    if what in ("repeat", "mutate"):
+        request = twins.sent[place % len(twins.sent)]
+        names = [name for name in CHANGED if hasattr(request, name)]
+        name = names[step["amount"] % len(names)]
+        return request if what == "repeat" else replace(request, **{name: CHANGED[name]})
+    options = {"idempotency_key": step["key"], "metadata": step["metadata"], "currency": step["currency"]}
+    if what in ("credit", "hold"):
+        return getattr(make, f"{what}_request")(step["user_id"], step["amount"], **options)
+    escrow_id, hold = twins.holds[place % len(twins.holds)]
+    options |= {"user_id": hold.user_id, "currency": step["currency"] and hold.currency}
+    options |= {} if what == "refund" else {"model_id": step["model_id"]}
+    amounts = {"amount": hold.amount}
+    if what == "partial_settle":
+        part = min(step["amount"], hold.amount - 1) or 1
+        amounts = {"refund_amount": part, "settle_amount": hold.amount - part or 1}
+    if step["wrong"] == "amount":
+        amounts[next(iter(amounts))] = step["amount"]
+    elif step["wrong"]:
+        options[step["wrong"]] = UNTRUE[step["wrong"]]
+    escrow_id = options.pop("escrow_id", escrow_id)
+    return getattr(make, f"{what}_request")(escrow_id, **amounts, **options)
+
+
+TEXTS = [
+    'it\'s "quoted" `so`',
+    "back\\slash \\' \\x41 \\N",
+    "100% %s %(user_id)s %% %(x)s",
+    "$1 $2 $$ :name ::int ?",
+    "'; DROP TABLE user_wallets; --",
+    "żółw 🐢 日本 \u00a1",
+    "NULL",
+    "x" * 128,
+    "🐢" * 128,
+]
+
+
+def test_any_text_and_number_is_written_and_answered_as_it_was_given(
+    postgresql_databases: PostgreSQLDatabases,
+) -> None:
+    with ExitStack() as stack:
+        urls = [stack.enter_context(postgresql_databases.fresh()) for _ in range(2)]
+        stack.enter_context(freeze_time(NOON))
+        twins = Twins(*stack.enter_context(both_ways(*urls)))
+        for number, text in enumerate(TEXTS):
+            everything_about(twins, text, amount=MAX_POINTS if number % 2 else 1)
+        rows = twins.ways[0].rows()
+        assert {row["user_id"] for row in rows["user_wallets"]} == set(TEXTS)
+        assert {row["model_id"] for row in rows["model_wallets"]} == {f"{text:.127}m" for text in TEXTS}
+        assert {row["queue_item_id"] for row in rows["ledger_transactions"]} == {None, *TEXTS}
+
+
+def everything_about(twins: Twins, text: str, amount: int) -> None:
+    """Each operation once, carried out, with that text in each field that takes one."""
+    make = twins.ways[0].world
+    names: dict[str, Any] = {
+        "user_id": text,
+        "request_id": text,
+        "metadata": {text: [text, "\0\\u0000", 1.0, None], "nul\0": "\\"},
+    }
+    here: dict[str, Any] = names | {"queue_item_id": text}
+    assert "error" not in twins.send(make.credit_request(amount=amount, idempotency_key=text, **names))
+    for number, end in enumerate(ENDS if amount > 1 else ENDS[:2]):
+        part = amount if amount == 1 else amount // 4
+        hold = twins.send(make.hold_request(amount=part, idempotency_key=f"{text:.127}{number}", **here))
+        model = {} if end == "refund" else {"model_id": f"{text:.127}m"}
+        amounts = {"refund_amount": 1, "settle_amount": part - 1} if end == "partial_settle" else {"amount": part}
+        options: dict[str, Any] = {**here, **model, **amounts, "idempotency_key": text}
+        ended = twins.send(getattr(make, f"{end}_request")(hold["escrow_id"], **options))
+        assert "error" not in ended
+        if amount == 1 and end == "settle":
+            twins.send(make.credit_request(amount=1, idempotency_key=f"{text:.127}+", **names))
+
+
+# ── how much is sent ──
+
+
+def test_what_is_carried_out_is_one_statement_and_what_is_not_is_one_read_more(here: World) -> None:
+    for operation, request in one_of_each(here):
+        with sent(here) as round_trips:
+            assert here.send(request).replayed is False
+        assert round_trips == CARRIED_OUT, operation
+        with sent(here) as round_trips:
+            assert here.send(request).replayed is True
+        assert round_trips == [], f"{operation}: the cache knows"
+        with sent(here) as round_trips:
+            assert here.send(request, here.service()).replayed is True
+        assert round_trips == REFUSED, operation
+        with sent(here) as round_trips, pytest.raises(IdempotencyConflictError):
+            here.send(replace(request, reason="another_reason"), here.service())
+        assert round_trips == REFUSED, operation
+
+
+def test_a_refusal_is_the_statement_and_one_read(here: World) -> None:
+    here.credit(amount=MAX_POINTS)
+    ended = here.hold()
+    here.refund(ended.escrow_id)
+    held = here.hold()
+    unknown = "01890a5d-ac96-774b-bcce-b302099a8057"
+    for request, error in (
+        (here.credit_request(amount=1), "balance_limit"),
+        (here.hold_request("nobody"), "insufficient_balance"),
+        (here.hold_request(currency="gems"), "insufficient_balance"),
+        (here.settle_request(unknown), "escrow_not_found"),
+        (here.settle_request(held.escrow_id, user_id="ben"), "escrow_not_found"),
+        (here.refund_request(ended.escrow_id), "escrow_already_processed"),
+        (here.settle_request(held.escrow_id, 31), "escrow_mismatch"),
+        (here.partial_settle_request(held.escrow_id, 29, 2), "escrow_mismatch"),
+        (here.partial_settle_request(held.escrow_id, MAX_POINTS, MAX_POINTS), "escrow_mismatch"),
+        (here.refund_request(held.escrow_id, queue_item_id="queue-2"), "escrow_mismatch"),
+        (here.refund_request(held.escrow_id, currency="gems"), "escrow_mismatch"),
+    ):
+        before, events = here.snapshot(), len(here.events)
+        with sent(here) as round_trips, pytest.raises(WalletError) as refusal:
+            here.send(request)
+        assert (refusal.value.code, round_trips) == (error, REFUSED), request
+        assert (here.snapshot(), len(here.events)) == (before, events)
+
+
+def test_what_has_no_permission_is_not_sent(here: World) -> None:
+    request = ready(here, "settle")
+    with sent(here) as round_trips, pytest.raises(WalletError, match="authoriz"):
+        here.send(request, authorization=here.authorize(request, amount=29))
+    assert round_trips == []
+
+
+def test_sessions_batches_and_whoever_wants_it_otherwise_go_the_other_way(here: World) -> None:
+    with before_each_statement(lambda: pytest.fail("a statement of the driver's was sent")):
+        with Session(here.database.engine) as session, session.begin():
+            here.send(here.credit_request(), session=session)
+        here.wallets.credit_many([here.credit_request()])
+        with Database(here.database.engine.url, single_statement=False) as database:
+            other = World(database)
+            for _, request in one_of_each(other):
+                assert other.send(request).replayed is False
+    assert here.wallets.get_user_balance("ana").available == 200
+
+
+def test_sqlite_has_no_single_statement(sqlite_url: str) -> None:
+    with Database(sqlite_url) as database, before_each_statement(lambda: pytest.fail("sent past SQLAlchemy")):
+        assert database.single_statement is False
+        world = World(database)
+        for _, request in one_of_each(world):
+            assert world.send(request).replayed is False
+
+
+def test_what_has_been_carried_out_is_announced_and_audited_once(here: World, caplog: pytest.LogCaptureFixture) -> None:
+    for operation, request in one_of_each(here):
+        before = len(here.events)
+        with caplog.at_level(logging.INFO, logger="points_platform.audit"):
+            caplog.clear()
+            answer = here.send(request)
+            again = here.send(request), here.send(request, here.service())
+        assert again == (answer, answer), operation
+        assert [event.transaction_id for event in here.events[before:]] == [answer.transaction_id], operation
+        lines = [record.getMessage() for record in caplog.records if record.name == "points_platform.audit"]
+        assert lines == [f"{operation} {answer.transaction_id}"]
+        assert here.ledger.transaction(answer.transaction_id) is not None, operation
+
+
+# ── what is committed between the presumption and the statement ──
+
+
+@pytest.mark.parametrize("operation", ENDS)
+def test_a_hold_that_ends_meanwhile_is_already_processed_and_not_touched_again(here: World, operation: str) -> None:
+    here.credit(amount=1000)
+    here.hold(amount=1000)  # so that the escrow balance alone would let a hold end twice
+    request = ready(here, operation)
+    with elsewhere(here) as (wallets, _):
+        twin = here.refund_request(request.escrow_id)
+        after: list[Any] = []
+
+        def end() -> None:
+            here.send(twin, wallets)
+            after.append(here.snapshot())
+
+        with meanwhile(end):
+            answer = caught(partial(here.send, request))
+    assert isinstance(answer, EscrowAlreadyProcessedError)
+    assert answer.details == {"escrow_id": request.escrow_id, "status": "refunded"}
+    assert here.snapshot() == after[0]
+
+
+def test_points_spent_meanwhile_are_not_spent_again(here: World) -> None:
+    here.credit(amount=50)
+    with elsewhere(here) as (wallets, _):
+        with meanwhile(partial(here.send, here.hold_request(amount=30), wallets)):
+            answer = caught(partial(here.hold, amount=30))
+        assert isinstance(answer, InsufficientBalanceError)
+        assert answer.details == {"required": 30, "available": 20}
+        with meanwhile(partial(here.send, here.hold_request(amount=10), wallets)):
+            assert here.hold(amount=10).new_available_balance == 0
+
+
+def test_points_that_arrive_before_the_statement_are_there_for_it(here: World) -> None:
+    with elsewhere(here) as (wallets, _), meanwhile(partial(here.send, here.credit_request(amount=35), wallets)):
+        answer = here.hold(amount=30)
+    assert (answer.previous_balance, answer.new_available_balance, answer.replayed) == (35, 5, False)
+
+
+def test_points_that_arrive_between_the_statement_and_its_read_are_no_refusal(here: World) -> None:
+    """Nothing is decided on what the statement has not found: it is tried again, or contention is named so."""
+    with elsewhere(here) as (wallets, _):
+        arriving = partial(here.send, here.credit_request(amount=35), wallets)
+        with before_the_read(here, arriving), pytest.raises(OptimisticLockError) as error:
+            here.hold(amount=30)
+        assert error.value.details == {"attempts": 1}
+        assert here.wallets.get_user_balance("ana").version == 1
+        arriving = partial(here.send, here.credit_request("ben", 35), wallets)
+        with before_the_read(here, arriving):
+            answer = here.send(here.hold_request("ben"), retrying(here))
+    assert (answer.previous_balance, answer.new_available_balance) == (35, 5)
+
+
+def test_a_hold_made_between_the_statement_and_its_read_is_no_refusal(here: World) -> None:
+    """Its escrow id is known before it is committed, as when the queue is faster than the caller's commit."""
+    here.credit()
+    with elsewhere(here) as (wallets, session):
+        hold = here.send(here.hold_request(), wallets, session=session)
+        request = here.settle_request(hold.escrow_id)
+        with pytest.raises(EscrowNotFoundError):
+            here.send(request)
+        with before_the_read(here, session.commit):
+            assert here.send(request, retrying(here)).settled_amount == 30
+
+
+def near_the_limit(world: World, wallets: WalletService, **options: Any) -> Callable[[], object]:
+    """Another user's settlement that leaves room for ten points in the model's wallet."""
+    world.credit("ben", MAX_POINTS)
+    hold = world.hold("ben", MAX_POINTS - 10)
+    settle = world.settle_request(hold.escrow_id, MAX_POINTS - 10, user_id="ben")
+    return partial(world.send, settle, wallets, **options)
+
+
+@pytest.mark.parametrize(("operation", "amount"), [("settle", 30), ("partial_settle", 20)])
+@pytest.mark.parametrize("earned_before", [False, True])
+def test_a_model_that_reaches_its_limit_meanwhile_undoes_what_was_written_before_it(
+    here: World, operation: str, amount: int, earned_before: bool
+) -> None:
+    request = ready(here, operation)
+    with elsewhere(here) as (wallets, _):
+        fill = near_the_limit(here, wallets)
+        if earned_before:
+            fill()
+        with meanwhile(int if earned_before else fill):
+            answer = caught(partial(here.send, request))
+    assert isinstance(answer, BalanceLimitError)
+    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount}
+    assert here.wallets.get_escrow(request.escrow_id).status == "held"
+    assert here.wallets.get_user_balance("ana").escrow == 30
+    assert here.wallets.get_model_balance("luna").version == 1
+
+
+def test_a_key_taken_meanwhile_is_answered_with_what_it_stands_for(here: World) -> None:
+    for operation, request in one_of_each(here):
+        events = len(here.events)
+        with elsewhere(here) as (wallets, _):
+            twins: list[Any] = []
+            with meanwhile(lambda: twins.append(here.send(request, wallets))):  # noqa: B023
+                answer = here.send(request)
+        assert (answer, answer.replayed) == (twins[0], True), operation
+        assert len(here.events) == events, f"{operation}: a replay announces nothing"
+
+
+def test_another_request_under_the_same_key_meanwhile_is_a_conflict_and_nothing_else(here: World) -> None:
+    for operation, request in one_of_each(here):
+        with elsewhere(here) as (wallets, _):
+            other = replace(request, reason="another_reason")
+            with meanwhile(partial(here.send, other, wallets)), pytest.raises(IdempotencyConflictError) as conflict:
+                here.send(request)
+        assert conflict.value.details == {"key": request.idempotency_key, "fields": ("reason",)}, operation
+
+
+# ── what is committed while the statement waits ──
+
+
+def test_a_twin_with_the_same_key_that_commits_while_the_statement_waits_is_found(here: World) -> None:
+    for operation, request in one_of_each(here):
+        with elsewhere(here) as (wallets, session):
+            first = here.send(request, wallets, session=session)
+            answer = while_it_waits(lambda: here.send(request, retrying(here)), session, session.commit)  # noqa: B023
+        assert (answer, answer.replayed) == (first, True), operation
+
+
+@pytest.mark.parametrize("operation", ENDS)
+def test_a_key_that_ended_another_hold_is_a_conflict_in_the_first_try(here: World, operation: str) -> None:
+    first, second = ready(here, operation), ready(here, operation)
+    here.send(first)
+    before = here.snapshot()
+    with pytest.raises(IdempotencyConflictError) as conflict:
+        here.send(replace(second, idempotency_key=first.idempotency_key), here.service())
+    assert conflict.value.details["fields"] == ("escrow_id",)
+    assert here.snapshot() == before
+
+
+@pytest.mark.parametrize("operation", ["credit", "hold"])
+def test_a_twin_that_commits_while_the_only_try_waits_is_found_or_contention_and_changes_nothing(
+    here: World, operation: str
+) -> None:
+    """The key is free in the statement's snapshot; that it is taken shows only when it is written."""
+    here.credit(amount=1000)
+    request = getattr(here, f"{operation}_request")()
+    with elsewhere(here) as (wallets, session):
+        first = here.send(request, wallets, session=session)
+        answer = while_it_waits(partial(here.send, request), session, session.commit)
+    assert answer == first or isinstance(answer, OptimisticLockError), answer
+    assert here.wallets.get_user_balance("ana").version == 2
+    assert here.send(request) == first
+
+
+@pytest.mark.parametrize("operation", ENDS)
+def test_an_end_that_waits_for_another_end_of_its_hold_changes_nothing(here: World, operation: str) -> None:
+    here.credit(amount=1000)
+    here.hold(amount=1000)
+    request = ready(here, operation)
+    with elsewhere(here) as (wallets, session):
+        here.send(here.refund_request(request.escrow_id), wallets, session=session)
+        answer = while_it_waits(partial(here.send, request), session, session.commit)
+    assert isinstance(answer, EscrowAlreadyProcessedError)
+    assert here.wallets.get_user_balance("ana").escrow == 1000
+    assert here.wallets.get_model_balance("luna").version == 0
+
+
+def test_an_end_that_waits_for_one_that_is_rolled_back_is_carried_out_at_once(here: World) -> None:
+    for operation in ENDS:
+        request = ready(here, operation, f"user-of-{operation}")
+        with elsewhere(here) as (wallets, session), sent(here) as round_trips:
+            here.send(here.refund_request(request.escrow_id, user_id=request.user_id), wallets, session=session)
+            answer = while_it_waits(partial(here.send, request), session, session.rollback)
+        assert (answer.replayed, round_trips) == (False, CARRIED_OUT), operation
+
+
+def test_a_hold_that_waits_sees_what_is_left_and_what_has_come(here: World) -> None:
+    here.credit(amount=50)
+    with elsewhere(here) as (wallets, session):
+        here.send(here.hold_request(amount=30), wallets, session=session)
+        answer = while_it_waits(partial(here.hold, amount=30), session, session.commit)
+    assert isinstance(answer, InsufficientBalanceError)
+    assert answer.details == {"required": 30, "available": 20}
+    with elsewhere(here) as (wallets, session):
+        here.send(here.credit_request(amount=15), wallets, session=session)
+        answer = while_it_waits(partial(here.hold, amount=20), session, session.commit)
+    assert (answer.previous_balance, answer.new_available_balance) == (35, 15)
+
+
+def test_a_wallet_that_is_being_created_is_waited_for_and_added_to(here: World) -> None:
+    with elsewhere(here) as (wallets, session):
+        here.send(here.credit_request(amount=7), wallets, session=session)
+        answer = while_it_waits(partial(here.credit, amount=5), session, session.commit)
+    assert (answer.previous_balance, answer.new_available_balance) == (7, 12)
+    requests = [ready(here, end, f"user-of-{end}") for end in ("settle", "partial_settle")]
+    with elsewhere(here) as (wallets, session):
+        here.send(requests[0], wallets, session=session)
+        answer = while_it_waits(partial(here.send, requests[1]), session, session.commit)
+    assert answer.model_earned_balance == 50
+    assert here.wallets.get_model_balance("luna").version == 2
+
+
+@pytest.mark.parametrize(("operation", "amount"), [("settle", 30), ("partial_settle", 20)])
+def test_a_model_that_reaches_its_limit_while_the_statement_waits_undoes_all_of_it(
+    here: World, operation: str, amount: int
+) -> None:
+    request = ready(here, operation)
+    before = here.wallets.get_user_balance("ana")
+    with elsewhere(here) as (wallets, session):
+        near_the_limit(here, wallets, session=session)()
+        answer = while_it_waits(partial(here.send, request), session, session.commit)
+    assert isinstance(answer, BalanceLimitError), "one try is enough: what has come meanwhile can be read"
+    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount}
+    assert here.wallets.get_escrow(request.escrow_id).status == "held"
+    assert replace(here.wallets.get_user_balance("ana"), as_of=before.as_of) == before
+    assert here.wallets.get_model_balance("luna").version == 1
+
+
+# ── locks ──
+
+LOCKS = {
+    "user_wallets": ("credit", "hold", *ENDS),
+    "escrow_items": ENDS,
+    "model_wallets": ("settle", "partial_settle"),
+}
+
+
+@pytest.mark.parametrize("table", LOCKS)
+def test_a_row_that_stays_locked_is_contention_after_the_lock_timeout_and_changes_nothing(
+    postgresql_url: str, table: str
+) -> None:
+    with Database(postgresql_url, lock_timeout_ms=1) as database, administrator(postgresql_url) as other:
+        world = World(database, config=ONE_TRY)
+        world.send(ready(world, "settle", "eva"))  # so that there is a row of the model's
+        requests = [ready(world, operation) for operation in LOCKS[table]]
+        before = world.snapshot()
+        other.execute("BEGIN")
+        other.execute(f"SELECT FROM {table} FOR UPDATE")
+        for request in requests:
+            with sent(world) as round_trips, pytest.raises(OptimisticLockError) as error:
+                world.send(request)
+            assert (error.value.details, round_trips) == ({"attempts": 1}, CARRIED_OUT)
+        other.execute("ROLLBACK")
+        assert world.snapshot() == before
+        assert [world.send(request).replayed for request in requests] == [False] * len(requests)
+        recount(database)
+
+
+def test_the_lock_timeout_is_the_statements_alone(here: World) -> None:
+    with here.database.engine.connect() as connection:
+        before = connection.exec_driver_sql("SHOW lock_timeout").scalar()
+    here.credit()
+    with pytest.raises(InsufficientBalanceError):
+        here.hold(amount=101)
+    connections = [here.database.engine.connect() for _ in range(here.database.engine.pool.checkedin())]  # type: ignore[attr-defined]
+    for connection in connections:
+        assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == before
+        connection.close()
+
+
+def test_one_rows_lock_is_in_nobody_elses_way(here: World) -> None:
+    requests = [request for _, request in one_of_each(here)]
+    here.credit("zoe")
+    with administrator(here.database.engine.url) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT FROM user_wallets WHERE user_id = 'zoe' FOR UPDATE")
+        assert [here.send(request).replayed for request in requests] == [False] * len(requests)
+        other.execute("ROLLBACK")
+
+
+# ── what should never be so ──
+
+
+@pytest.mark.parametrize("operation", ENDS)
+@pytest.mark.parametrize("attempts", [0, 3])
+def test_a_held_item_without_a_wallet_is_refused_and_everything_stays_as_it_was(
+    postgresql_url: str, operation: str, attempts: int
+) -> None:
+    with Database(postgresql_url) as database, administrator(postgresql_url) as other:
+        world = World(database, config=WalletConfig(max_retry_attempts=attempts, retry_backoff_ms=0))
+        request = ready(world, operation)
+        other.execute("DELETE FROM user_wallets")
+        before, events = world.snapshot(), len(world.events)
+        with pytest.raises(WalletError) as error:
+            world.send(request)
+        assert isinstance(error.value, StorageUnavailableError if attempts else OptimisticLockError)
+        assert (world.snapshot(), len(world.events)) == (before, events)
+
+
+@pytest.mark.parametrize("operation", ENDS)
+def test_less_escrow_than_is_held_is_refused_and_everything_stays_as_it_was(
+    postgresql_url: str, operation: str
+) -> None:
+    with Database(postgresql_url) as database, administrator(postgresql_url) as other:
+        world = World(database, config=WalletConfig(retry_backoff_ms=0))
+        request = ready(world, operation)
+        other.execute("UPDATE user_wallets SET escrow = 29")
+        before = world.snapshot()
+        with pytest.raises(StorageUnavailableError):
+            world.send(request)
+        assert world.snapshot() == before
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_is_undone_at_its_commit_is_not_answered_as_done(here: World, operation: str) -> None:
+    """A host's deferred trigger, or a serialization failure, speaks up when all rows have been written."""
+    request = ready(here, operation)
+    before, events = here.snapshot(), len(here.events)
+    with administrator(here.database.engine.url) as other:
+        other.execute(
+            """CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            RAISE EXCEPTION 'on purpose' USING ERRCODE = '40001'; END $$;
+            CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON ledger_entries DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION fail()"""
+        )
+        with pytest.raises(OptimisticLockError):
+            here.send(request)
+        assert (here.snapshot(), len(here.events)) == (before, events)
+        other.execute("DROP TRIGGER fail ON ledger_entries")
+    assert here.send(request).replayed is False, "neither the key nor the cache remembers what was undone"
+
+
+def test_a_clock_that_goes_back_never_posts_into_the_past(here: World) -> None:
+    with freeze_time(NOON) as clock:
+        here.credit(amount=1000)
+        here.settle(here.hold(amount=1).escrow_id, amount=1)
+        latest = NOON
+        for minutes in (-60, -1, 5, -30, 4, 6):
+            at = NOON + timedelta(minutes=minutes)
+            clock.move_to(at)
+            latest = max(latest, at)
+            holds = [here.hold() for _ in ENDS]
+            answers = [here.credit(), *holds]
+            answers += [getattr(here, end)(hold.escrow_id) for end, hold in zip(ENDS, holds, strict=True)]
+            assert {answer.timestamp for answer in answers} == {at}
+            for answer in answers:
+                transaction: Any = here.ledger.transaction(answer.transaction_id)
+                posted = {entry.posted_at for entry in transaction.entries if entry.wallet_version is not None}
+                assert posted == {latest}, "neither earlier than the change before, nor later than the latest clock"
+            with here.database.read() as connection:
+                tables = [Base.metadata.tables[name] for name in ("user_wallets", "model_wallets")]
+                assert [connection.scalar(select(table.c.updated_at)) for table in tables] == [latest] * 2
+
+
+# ── threads ──
+
+
+def test_thirty_two_threads_hold_on_one_users_wallet_without_a_failure_or_a_second_try(here: World) -> None:
+    here.credit(amount=320)
+    requests = [here.hold_request(amount=10) for _ in range(32)]
+    answers: list[Any] = at_once(*(partial(here.send, request) for request in requests))
+    assert tally(answers) == {"EscrowHoldResponse": 32}
+    assert sorted(answer.new_available_balance for answer in answers) == list(range(0, 320, 10))
+    assert len(here.events) == 33
+
+
+@pytest.mark.parametrize("users", [1, 32])
+def test_thirty_two_threads_settle_to_one_new_model_without_a_failure_or_a_second_try(here: World, users: int) -> None:
+    requests = [ready(here, "settle", f"user-{number % users}") for number in range(32)]
+    answers: list[Any] = at_once(*(partial(here.send, request) for request in requests))
+    assert tally(answers) == {"EscrowSettleResponse": 32}
+    assert sorted(answer.model_earned_balance for answer in answers) == list(range(30, 961, 30))
+
+
+def test_while_points_suffice_nobody_is_told_that_they_do_not(here: World) -> None:
+    """Credits, holds, refunds and settlements of one user at once; whatever their order, there is enough for all."""
+    here.credit(amount=8 * 30)
+    held = [here.hold(amount=10).escrow_id for _ in range(16)]
+    requests: list[Any] = [here.hold_request(amount=10) for _ in range(8)]
+    requests += [here.credit_request(amount=1) for _ in range(8)]
+    requests += [here.refund_request(escrow_id, 10) for escrow_id in held[:8]]
+    requests += [here.settle_request(escrow_id, 10) for escrow_id in held[8:]]
+    answers: list[Any] = at_once(*(partial(here.send, request) for request in requests))
+    assert not [answer for answer in answers if isinstance(answer, Exception)], tally(answers)
+    balance = here.wallets.get_user_balance("ana")
+    assert (balance.available, balance.escrow) == (240 - 160 - 80 + 8 + 80, 80)
+
+
+def test_crossing_users_and_models_never_deadlock(here: World) -> None:
+    requests: list[Any] = []
+    for number in range(24):
+        user, model = f"user-{number % 2}", f"model-{number // 2 % 2}"
+        requests.append(replace(ready(here, ("settle", "partial_settle")[number % 3 // 2], user), model_id=model))
+    answers: list[Any] = at_once(*(partial(here.send, request) for request in requests))
+    assert not [answer for answer in answers if isinstance(answer, Exception)], tally(answers)
+
+
+def test_the_last_points_go_to_exactly_as_many_as_they_suffice_for(here: World) -> None:
+    here.credit(amount=75)
+    requests = [here.hold_request(amount=10) for _ in range(32)]
+    answers: list[Any] = at_once(*(partial(here.send, request) for request in requests))
+    assert tally(answers) == {"EscrowHoldResponse": 7, "InsufficientBalanceError": 25}
+    refused = [answer for answer in answers if isinstance(answer, WalletError)]
+    assert [answer.details for answer in refused] == [{"required": 10, "available": 5}] * 25
+
+
+def test_one_hold_ends_once_whoever_ends_it(here: World) -> None:
+    here.credit(amount=1000)
+    here.hold(amount=900)
+    escrow_id = here.hold().escrow_id
+    makers = (here.settle_request, here.refund_request, here.partial_settle_request)
+    requests: list[Any] = [makers[number % 3](escrow_id) for number in range(30)]
+    answers = at_once(*(partial(here.send, request) for request in requests))
+    assert tally(answers)["EscrowAlreadyProcessedError"] == 29
+    assert here.wallets.get_user_balance("ana").escrow == 900
+
+
+# ── servers set up otherwise ──
+
+
+def setting(url: str, name: str, value: str) -> None:
+    """The default of every later session of the database."""
+    with administrator(url) as other:
+        statement = sql.SQL("ALTER DATABASE {} SET {} = {}")
+        other.execute(statement.format(sql.Identifier(other.info.dbname), sql.Identifier(name), value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timezone", "Asia/Kathmandu"),
+        ("timezone", "America/St_Johns"),
+        ("timezone", "Pacific/Kiritimati"),
+        ("intervalstyle", "sql_standard"),
+        ("extra_float_digits", "0"),
+        ("standard_conforming_strings", "off"),
+        ("client_encoding", "LATIN1"),
+        ("plan_cache_mode", "force_generic_plan"),
+        ("enable_nestloop", "off"),
+        ("jit_above_cost", "0"),
+        ("default_transaction_deferrable", "on"),
+        ("statement_timeout", "60000"),
+    ],
+)
+def test_whatever_the_databases_defaults_are_it_is_the_same(
+    postgresql_databases: PostgreSQLDatabases, name: str, value: str
+) -> None:
+    with ExitStack() as stack:
+        urls = [stack.enter_context(postgresql_databases.fresh()) for _ in range(2)]
+        setting(urls[0], name, value)
+        stack.enter_context(freeze_time(NOON))
+        twins = Twins(*stack.enter_context(both_ways(*urls)))
+        everything_about(twins, "ÄÖ\\'\"%(x)s", amount=MAX_POINTS)
+        an_evening_begins(twins)
+        world = twins.ways[0].world
+        assert {row.at for row in posting_times(world)} == {NOON}
+
+
+def posting_times(world: World) -> list[Any]:
+    entries = Base.metadata.tables["ledger_entries"]
+    with world.database.read() as connection:
+        return list(connection.execute(select(entries.c.posted_at.label("at"))))
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_text_that_the_databases_encoding_lacks_is_an_error_of_the_module_that_changes_nothing(
+    postgresql_url: str, single: bool
+) -> None:
+    setting(postgresql_url, "client_encoding", "LATIN1")
+    with Database(postgresql_url, single_statement=single) as database:
+        world = World(database)
+        world.credit("Zoë")
+        before = world.snapshot()
+        for request in (
+            world.credit_request("✓"),
+            world.hold_request("Zoë", queue_item_id="✓"),
+            world.hold_request("Zoë", metadata={"✓": 1}),
+        ):
+            with pytest.raises(StorageUnavailableError):
+                world.send(request)
+        assert world.snapshot() == before
+        assert world.hold("Zoë").new_available_balance == 70
+        recount(database)
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_stricter_isolation_is_only_ever_contention_or_success(postgresql_url: str, isolation: str) -> None:
+    setting(postgresql_url, "default_transaction_isolation", isolation)
+    with Database(postgresql_url) as database:
+        world = World(database, config=WalletConfig(retry_backoff_ms=1))
+        for operation, request in one_of_each(world):
+            assert (world.send(request).replayed, world.send(request, world.service()).replayed) == (False, True), (
+                operation
+            )
+        world.credit(amount=1000)
+        settles = [ready(world, "settle", f"user-{number % 3}") for number in range(12)]
+        calls: list[Callable[[], Any]] = [partial(world.send, request) for request in settles]
+        calls += [partial(world.hold, amount=1) for _ in range(12)]
+        answers = at_once(*calls)
+        assert set(tally(answers)) <= {"EscrowSettleResponse", "EscrowHoldResponse", "OptimisticLockError"}
+        done = tally(answers)
+        assert world.wallets.get_model_balance("luna").earned == 30 + 20 + 30 * done["EscrowSettleResponse"]
+        assert world.wallets.get_user_balance("ana").escrow == done["EscrowHoldResponse"]
+        recount(database)
+
+
+def test_a_database_that_may_only_be_read_is_unavailable_and_refuses_nothing(postgresql_url: str) -> None:
+    setting(postgresql_url, "default_transaction_read_only", "on")
+    with Database(postgresql_url) as database:
+        world = World(database)
+        for request in (world.credit_request(), world.hold_request("nobody")):
+            with pytest.raises(StorageUnavailableError) as error:
+                world.send(request)
+            assert error.value.details == {"cause": "25006"}
+
+
+def test_a_database_in_another_encoding_takes_what_it_has(postgresql_databases: PostgreSQLDatabases) -> None:
+    with postgresql_databases.fresh() as url, administrator(url) as other:
+        name = sql.Identifier(f"{other.info.dbname}_latin1")
+        other.execute(sql.SQL("CREATE DATABASE {} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0").format(name))
+        try:
+            with Database(make_url(url).set(database=f"{other.info.dbname}_latin1")) as database:
+                database.create_schema()
+                world = World(database, config=ONE_TRY)
+                world.credit("Zoë ÿß", metadata={"ß": "\0"})
+                assert world.hold("Zoë ÿß").new_available_balance == 70
+                assert world.wallets.get_user_balance("Zoë ÿß").escrow == 30
+                recount(database)
+        finally:
+            other.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+def test_a_date_style_that_the_driver_cannot_read_is_an_error_of_the_module(postgresql_url: str) -> None:
+    url = make_url(postgresql_url).update_query_dict({"options": "-c datestyle=German"})
+    with Database(url) as database:
+        world = World(database)
+        world.credit()
+        held = world.hold()
+        with pytest.raises(StorageUnavailableError) as failure:
+            world.wallets.get_escrow(held.escrow_id)
+    assert failure.value.details == {"cause": "NotImplementedError"}
