@@ -28,7 +28,7 @@ from .failures import (
     translated,
 )
 from .models import SCHEMA_VERSION, Base, SchemaVersionRow
-from .statement import Parameters, Row, Statement, in_transaction
+from .statement import Parameters, Row, Statement, give_up, in_transaction
 
 T = TypeVar("T")
 Attempt = Callable[[Connection, bool], T]
@@ -100,8 +100,11 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections; a host's own engine is left to the host."""
         if self._owns_engine:
-            # A child that closed what it has inherited would end the sessions of its parent.
-            self.engine.dispose(close=os.getpid() == self._process)
+            self._dispose()
+
+    def _dispose(self) -> None:
+        # A child that closed what it has inherited would end the sessions of its parent.
+        self.engine.dispose(close=os.getpid() == self._process)
 
     def __enter__(self) -> "Database":
         return self
@@ -210,12 +213,13 @@ class Database:
         except FAILURES as error:
             if is_lost(error):
                 pooled.invalidate(error)
-                # As SQLAlchemy does: what has cut this connection has most likely cut the idle ones too.
-                self.engine.dispose()
+                # What has cut this connection has most likely cut the idle ones too.
+                self._dispose()
             if is_miss(error):
                 return None
             raise
         except BaseException as error:
+            give_up(pooled)
             pooled.invalidate(error)
             raise
         finally:

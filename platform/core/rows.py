@@ -6,9 +6,9 @@ costs client and server the least together. COPY is faster, but does nothing exc
 
 import json
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     TIMESTAMP,
@@ -33,6 +33,7 @@ from sqlalchemy.sql.selectable import Subquery
 
 from .models import UtcDateTime
 
+T = TypeVar("T")
 Rows = Sequence[Sequence[Any]]
 Columns = tuple[Column[Any], ...]
 
@@ -63,7 +64,7 @@ def _typed(text: Any, column: Column[Any]) -> Any:
 
 
 def parameters(connection: Connection, rows: Rows) -> dict[str, Any]:
-    """The rows as ``given`` wants them. Times must be in UTC. Raises ``ValueError`` for a text with NUL."""
+    """The rows as ``given`` wants them. Times are aware. Raises ``ValueError`` for a text with NUL."""
     on_sqlite = connection.dialect.name == "sqlite"
     as_text = _sqlite_time if on_sqlite else _postgresql_time
     text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"), default=as_text)
@@ -80,12 +81,12 @@ def _postgresql_time(value: datetime) -> str:
 
 @lru_cache
 def _sqlite_time(value: datetime) -> str:
-    return value.replace(tzinfo=None).isoformat(" ", "microseconds")
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def insert_rows(connection: Connection, columns: Columns, rows: Rows) -> None:
     """Insert the rows, whose values are in the order of these columns of one table."""
-    for chunk in _chunks(rows):
+    for chunk in chunks(rows):
         connection.execute(_insert(connection.dialect.name, columns), parameters(connection, chunk))
 
 
@@ -95,10 +96,11 @@ def update_rows(connection: Connection, keys: Columns, columns: Columns, rows: R
     Each row has the values of the keys, then those of the columns.
     """
     statement = _update(connection.dialect.name, keys, columns)
-    return sum(connection.execute(statement, parameters(connection, chunk)).rowcount for chunk in _chunks(rows))
+    return sum(connection.execute(statement, parameters(connection, chunk)).rowcount for chunk in chunks(rows))
 
 
-def _chunks(rows: Rows) -> Iterator[Rows]:
+def chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The rows in parts that one statement takes."""
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 

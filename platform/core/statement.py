@@ -9,6 +9,8 @@ import itertools
 import re
 import select
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from psycopg import Connection, OperationalError, pq
@@ -16,12 +18,13 @@ from psycopg.errors import error_from_result
 from sqlalchemy import PoolProxiedConnection
 
 Row = tuple[Any, ...]
-Parameters = Mapping[str, str | int | None]
+Parameters = Mapping[str, Any]
 
 # Somebody has discarded the prepared statement, or changed its tables since.
 PREPARE_ANEW = {"26000", "0A000"}
 SUCCESS = {pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK}
 PARAMETER = re.compile(r"%\((\w+)\)s")
+CANCEL_TIMEOUT = 5.0
 PREPARED = "points_platform_prepared"
 NUMBERS = itertools.count()
 
@@ -74,13 +77,20 @@ class Statement:
         return tuple(None if field is None else field.decode(encoding) for field in fields)
 
 
+def give_up(pooled: PoolProxiedConnection) -> None:
+    """Stop what an interrupted call has left running: the server would go on, and commit what nobody hears of."""
+    connection: Connection[Any] = pooled.dbapi_connection  # type: ignore[assignment]
+    with suppress(Exception):
+        connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+
+
 def in_transaction(pooled: PoolProxiedConnection) -> bool:
     """Whether a transaction is open on the connection: a listener of the host's may have begun one."""
     connection: Connection[Any] = pooled.dbapi_connection  # type: ignore[assignment]
     return connection.pgconn.transaction_status != pq.TransactionStatus.IDLE
 
 
-def _bytes(value: str | int | None, encoding: str) -> bytes | None:
+def _bytes(value: str | int | datetime | None, encoding: str) -> bytes | None:
     if value is None:
         return None
     text = str(value)

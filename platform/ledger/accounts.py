@@ -93,7 +93,7 @@ def is_legal(operation: str, movements: Sequence[Movement]) -> bool:
                 return False
         made.append((movement.source.bucket, movement.target.bucket))
     legal = LEGAL_MOVEMENTS.get(operation, set())
-    return made != [] and len(made) == len(legal) and legal.issuperset(made) and all(m.amount > 0 for m in movements)
+    return made != [] and len(made) == len(legal) and set(made) == legal and all(m.amount > 0 for m in movements)
 
 
 def net(movements: Iterable[Movement]) -> dict[Account, int]:

@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from ..core.errors import InvalidRequestError
-from ..core.rows import CHUNK
+from ..core.rows import chunks
 from ..core.values import (
     Page,
     check_code,
@@ -51,8 +51,7 @@ class LedgerService(LedgerLog):
     def transactions(self, transaction_ids: Sequence[str]) -> list[LedgerTransaction]:
         """Those of these transactions that exist, in the order of their ids. Raises ``StorageUnavailableError``."""
         with self.database.read() as connection:
-            ids = sorted(transaction_ids)
-            parts = (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+            parts = chunks(sorted(transaction_ids))
             return [each for part in parts for each in store.transactions(connection, part)]
 
     def transactions_of_escrow(self, escrow_id: str) -> list[LedgerTransaction]:

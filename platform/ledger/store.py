@@ -5,6 +5,7 @@ from dataclasses import fields
 from datetime import datetime
 from itertools import groupby, pairwise
 from operator import attrgetter
+from textwrap import fill
 from typing import Any
 
 from sqlalchemy import (
@@ -68,10 +69,15 @@ def recording(*, source: str, values: Mapping[str, str]) -> str:
     """
     header = [values.get(column.key) or parameter(column) for column in HEADER]
     return f"""
-    INSERT INTO ledger_transactions ({", ".join(column.name for column in HEADER)})
-    SELECT {", ".join(header)}
+    INSERT INTO ledger_transactions ({_lines(column.name for column in HEADER)})
+    SELECT {_lines(header)}
     FROM {source}
     RETURNING transaction_id, owner_id, currency"""
+
+
+def _lines(parts: Iterable[str]) -> str:
+    """Comma-separated, and not too wide for a reader."""
+    return fill(", ".join(parts), width=100, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
 
 
 def posting(*, wallets: str, entries: Sequence[str]) -> str:

@@ -1,4 +1,7 @@
-"""The one way through, for one operation and for many: read → decide → write → commit → publish → respond."""
+"""The one way through, for one operation and for many: read → decide → write → commit → publish → respond.
+
+On PostgreSQL one operation is tried at once, without the read: decided on a presumption, written where it holds.
+"""
 
 import logging
 import threading
@@ -45,7 +48,7 @@ OPERATIONS: dict[type[Request], tuple[Operation, rules.Rule[Any]]] = {
     EscrowPartialSettleRequest: (Operation.PARTIAL_SETTLE, rules.partial_settle),
 }
 Outcomes = Sequence[LedgerTransaction | WalletError]
-Asked = tuple[Request, str | None] | WalletError
+Permitted = tuple[Request, str | None] | WalletError
 
 
 class Task(NamedTuple):
@@ -84,7 +87,7 @@ class Task(NamedTuple):
 
 @dataclass
 class Batch:
-    """Operations that one transaction carries out, and what the last attempt has decided."""
+    """Operations that one transaction carries out, and what the last attempt that came to its commit has decided."""
 
     tasks: Sequence[Task]
     atomic: bool
@@ -121,7 +124,7 @@ class Executor:
             self._finish([task], outcomes, session, cache=True)
         return cast(Response, _answer(task, transaction))
 
-    def many(self, asked: Sequence[Asked], *, session: HostSession, atomic: bool) -> list[Response | WalletError]:
+    def many(self, asked: Sequence[Permitted], *, session: HostSession, atomic: bool) -> list[Response | WalletError]:
         """Carry requests of one kind out in one transaction, each on what the ones before it have left.
 
         Each has its response or its refusal; what is refused already stays so. If ``atomic`` the first
@@ -165,7 +168,7 @@ class Executor:
         if transaction is not None:
             return [transaction]
         with connect() as connection:
-            work = store.read(connection, [task.keys])
+            work = store.read(connection, store.ask(connection, [task.keys]))
         recorded = task.carry_out(work)
         if work.posted:
             raise Stale
@@ -173,20 +176,21 @@ class Executor:
 
     def _attempt(self, batch: Batch, connection: Connection, locked: bool) -> Outcomes:
         """Read, decide, write, in one transaction; or find what the keys have already done."""
-        asked = [task.keys for task in batch.tasks]
-        if locked or len(asked) > 1:
+        asked = store.ask(connection, [task.keys for task in batch.tasks])
+        if locked or asked.many:
             # The read is a statement of its own, after the wait: a locking read that waited sees the new
             # row beside an old snapshot of everything else.
             store.lock(connection, asked)
         work = store.read(connection, asked)
         if batch.outcomes and any(task.is_done(work) for task in batch.tasks):
             return batch.outcomes  # the last attempt was committed, and only its answer was lost
-        batch.outcomes = [_outcome(task, work, batch.atomic) for task in batch.tasks]
+        outcomes = [_outcome(task, work, batch.atomic) for task in batch.tasks]
         # ── after this line the operations succeed, or are tried again whole ──
         if work.posted:
             store.write(connection, work)
             self._ledger.record(connection, work.posted)
-        return batch.outcomes
+        batch.outcomes = outcomes
+        return outcomes
 
     def _cached(self, task: Task) -> LedgerTransaction | None:
         with self._cache_lock:
@@ -240,7 +244,7 @@ class Executor:
             log.warning("no events for committed transactions", exc_info=True, extra={"event_ids": transaction_ids})
             return
         for transaction in found:
-            self._committed(transaction, cache=True, announce=True)
+            self._committed(transaction, cache=False, announce=True)
 
 
 def _outcome(task: Task, work: UnitOfWork, atomic: bool) -> LedgerTransaction | WalletError:

@@ -32,7 +32,7 @@ from .authorization import (
     action_fields,
 )
 from .config import WalletConfig
-from .executor import Asked, Executor, refused
+from .executor import Executor, Permitted, refused
 from .models import MODEL_WALLETS, USER_WALLETS, EscrowItem, EscrowStatus, ModelBalance, UserBalance
 from .requests import (
     EscrowHoldRequest,
@@ -130,20 +130,21 @@ class WalletService:
         self, requests: Sequence[UserCreditRequest], *, atomic: bool = False, session: HostSession = None
     ) -> list[UserCreditResponse | WalletError]:
         """Credit users in one transaction. Answers and raises as ``hold_many`` does."""
-        answers = self._many(UserCreditRequest, _batch(requests), atomic, session)
+        answers = self._many(UserCreditRequest, requests, atomic, session)
         return cast(list[UserCreditResponse | WalletError], answers)
 
     def hold_many(
         self, requests: Sequence[EscrowHoldRequest], *, atomic: bool = False, session: HostSession = None
     ) -> list[EscrowHoldResponse | WalletError]:
-        """Carry out holds in one transaction, in the order of the list; at most 10,000.
+        """Carry out holds in one transaction, in the order of the list (or tuple); at most 10,000.
 
         Returns, in that order, for each its response or its refusal: what one call after the other would
         have answered or raised. With ``atomic`` the first refusal is raised, its place in the list as
-        ``index`` in its details, and nothing is moved. Raises ``InvalidRequestError`` for what is no list,
-        and, for all together, ``OptimisticLockError`` and ``StorageUnavailableError``.
+        ``index`` in its details, and nothing is moved; in a session only the batch is undone. Raises
+        ``InvalidRequestError`` for what is no list or too long a one, and, for all together,
+        ``OptimisticLockError`` and ``StorageUnavailableError``.
         """
-        answers = self._many(EscrowHoldRequest, _batch(requests), atomic, session)
+        answers = self._many(EscrowHoldRequest, requests, atomic, session)
         return cast(list[EscrowHoldResponse | WalletError], answers)
 
     def settle_many(
@@ -153,12 +154,12 @@ class WalletService:
         atomic: bool = False,
         session: HostSession = None,
     ) -> list[EscrowSettleResponse | WalletError]:
-        """Settle holds in one transaction, each with its authorization, in the order of the list.
+        """Settle holds in one transaction: tuples of a request and its authorization, in the order of the list.
 
         Answers and raises as ``hold_many`` does. All authorizations are verified before anything is read,
-        so with ``atomic`` a refused one wins over every other refusal.
+        so with ``atomic`` a refused one wins over what the rules refuse.
         """
-        answers = self._many(EscrowSettleRequest, _batch(settlements), atomic, session)
+        answers = self._many(EscrowSettleRequest, settlements, atomic, session)
         return cast(list[EscrowSettleResponse | WalletError], answers)
 
     def refund_many(
@@ -168,8 +169,8 @@ class WalletService:
         atomic: bool = False,
         session: HostSession = None,
     ) -> list[EscrowRefundResponse | WalletError]:
-        """Refund holds in one transaction, each with its authorization. Answers and raises as ``settle_many`` does."""
-        answers = self._many(EscrowRefundRequest, _batch(refunds), atomic, session)
+        """Refund holds in one transaction, each in a tuple with its authorization; otherwise like ``settle_many``."""
+        answers = self._many(EscrowRefundRequest, refunds, atomic, session)
         return cast(list[EscrowRefundResponse | WalletError], answers)
 
     def get_user_balance(self, user_id: str, currency: str | None = None) -> UserBalance:
@@ -244,10 +245,10 @@ class WalletService:
         return self._executor.one(*self._permitted(kind, *given), session=session)
 
     def _many(
-        self, kind: type[Request], batch: Sequence[object], atomic: bool, session: HostSession
+        self, kind: type[Request], requests: object, atomic: bool, session: HostSession
     ) -> list[Response | WalletError]:
-        asked: list[Asked] = []
-        for place, given in enumerate(batch):
+        asked: list[Permitted] = []
+        for place, given in enumerate(_batch(requests)):
             try:
                 asked.append(self._permitted(kind, *(_pair(given) if kind in AUTHORIZATION_OF else (given,))))
             except WalletError as refusal:

@@ -5,7 +5,7 @@ escrow item must be held and say what the request says, wallets must stay within
 by then, the idempotency key must be free. So nothing is read beforehand, and a change that leaves the
 presumption true is in nobody's way. Where it does not hold nothing is written, and nothing is refused.
 
-Each part reads from the one before it: a part that finds no row leaves nothing for the parts after it.
+Each part reads from one before it: a part that finds no row leaves nothing for the parts after it.
 Where an earlier part has written by then, the last line divides by zero, which undoes the statement. The
 ledger supplies its own two parts.
 """
@@ -19,6 +19,7 @@ from ..ledger import store as ledger_store
 from ..ledger.accounts import Bucket, Operation, model_owner, net
 from ..ledger.models import LedgerTransaction, WalletState
 from ..ledger.posting import post
+from .models import EscrowStatus
 from .rules import Decision
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,7 +51,8 @@ _GAIN = f"""
     RETURNING available, escrow, version, updated_at"""
 _EARN = f"""
     INSERT INTO model_wallets AS wallet (model_id, currency, earned, version, created_at, updated_at)
-    SELECT %(model_id)s::varchar, recorded.currency, %(earned)s::bigint, 1, {_AT}, {_AT}
+    SELECT %(model_id)s::varchar, recorded.currency, %(earned)s::bigint, 1,
+        {_AT}, {_AT}
     FROM recorded
     ON CONFLICT (model_id, currency) DO UPDATE
     SET earned = wallet.earned + excluded.earned, version = wallet.version + 1,
@@ -152,7 +154,8 @@ def carry_out(execute: Execute, decision: Decision, *, lock_timeout: str) -> Led
     wallets = {draft.owner_id: _wallet(user, *row[2:4])}
     if draft.model_id is not None:
         wallets[model_owner(draft.model_id)] = _wallet({Bucket.EARNED: int(row[4])}, *row[5:7])
-    told = {} if draft.authorization_id is None else {"currency": row[-3], "feature_type": row[-2]}
+    ended = item is not None and item.status is not EscrowStatus.HELD
+    told = {"currency": row[-3], "feature_type": row[-2]} if ended else {}
     return post(draft, wallets, **told)
 
 

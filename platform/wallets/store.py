@@ -5,7 +5,7 @@ from dataclasses import fields
 from datetime import datetime
 from functools import cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -44,17 +44,31 @@ _KEY_COLUMNS = (
 BUCKETS = {USER_WALLETS: (Bucket.AVAILABLE, Bucket.ESCROW), MODEL_WALLETS: (Bucket.EARNED,)}
 
 
-def lock(connection: Connection, asked: Sequence[Keys]) -> None:
+class Asked(NamedTuple):
+    """What operations of one kind need to know, as the statements want it."""
+
+    parameters: Mapping[str, Any]
+    many: bool
+    of_items: bool
+
+
+def ask(connection: Connection, keys: Sequence[Keys]) -> Asked:
+    """For the rows of these operations, all of one kind."""
+    many = len(keys) > 1
+    return Asked(parameters(connection, keys) if many else keys[0]._asdict(), many, keys[0].escrow_id is not None)
+
+
+def lock(connection: Connection, asked: Asked) -> None:
     """Lock the rows that the operations will change, in the one order that all lock in.
 
     SQLite has no row locks and needs none: its writers come one after the other.
     """
     if connection.dialect.name != "sqlite":
-        for statement in _locks(connection.dialect.name, len(asked) > 1, asked[0].escrow_id is not None):
-            connection.execute(statement, _parameters(connection, asked)).all()
+        for statement in _locks(connection.dialect.name, asked.many, asked.of_items):
+            connection.execute(statement, asked.parameters)
 
 
-def read(connection: Connection, asked: Sequence[Keys]) -> UnitOfWork:
+def read(connection: Connection, asked: Asked) -> UnitOfWork:
     """Everything that the operations, all of one kind, need: the rows, and what their keys already did.
 
     One statement, so one snapshot: it can not see what a twin with the same key has done to the rows
@@ -62,14 +76,13 @@ def read(connection: Connection, asked: Sequence[Keys]) -> UnitOfWork:
     """
     work = UnitOfWork()
     recorded: dict[str, list[Row[Any]]] = {}
-    of_item = asked[0].escrow_id is not None
-    statement = _read(connection.dialect.name, len(asked) > 1, of_item)
-    for row in connection.execute(statement, _parameters(connection, asked)):
+    statement = _read(connection.dialect.name, asked.many, asked.of_items)
+    for row in connection.execute(statement, asked.parameters):
         transaction_id, user_id, currency, available, escrow, version, updated_at = row[:7]
         if version is not None:
             balances = {Bucket.AVAILABLE: available, Bucket.ESCROW: escrow}
             work.wallets[user_owner(user_id), currency] = Wallet(balances, version, updated_at)
-        if of_item:
+        if asked.of_items:
             _take_item(work, currency, row[7 : 11 + len(ITEM)])
         if transaction_id is not None:
             recorded.setdefault(transaction_id, []).append(row)
@@ -97,10 +110,6 @@ def _asked(dialect: str, many: bool) -> FromClause:
     )
 
 
-def _parameters(connection: Connection, asked: Sequence[Keys]) -> Mapping[str, Any]:
-    return parameters(connection, asked) if len(asked) > 1 else asked[0]._asdict()
-
-
 def _same(table: Table, source: Any, *names: str) -> ColumnElement[bool]:
     return and_(*(table.c[name] == source.c[name] for name in names))
 
@@ -118,17 +127,18 @@ def _locks(dialect: str, many: bool, of_item: bool) -> list[Select[Any]]:
     asked = _asked(dialect, many)
     source, currency = _resolved(asked, of_item)
     wallets = {USER_WALLETS: "user_id"} | ({MODEL_WALLETS: "model_id"} if of_item else {})
-    statements = []
+    rows = []
     if of_item:
         held = select(ESCROW_ITEMS.c.escrow_id).join_from(
             asked, ESCROW_ITEMS, _same(ESCROW_ITEMS, asked, "escrow_id", "user_id")
         )
-        statements.append(held.order_by(ESCROW_ITEMS.c.escrow_id).with_for_update(of=ESCROW_ITEMS))
+        rows.append(held.order_by(ESCROW_ITEMS.c.escrow_id).with_for_update(of=ESCROW_ITEMS))
     for table, name in wallets.items():
         mine = and_(_same(table, asked, name), table.c.currency == currency)
         wanted = select(table.c[name]).select_from(source.join(table, mine))
-        statements.append(wanted.order_by(table.c[name], table.c.currency).with_for_update(of=table))
-    return statements
+        rows.append(wanted.order_by(table.c[name], table.c.currency).with_for_update(of=table))
+    # Nobody wants to see them.
+    return [select(func.count()).select_from(each.subquery()) for each in rows]
 
 
 @cache
@@ -178,7 +188,7 @@ def _write_wallets(connection: Connection, work: UnitOfWork, table: Table, kind:
             continue
         key, values = (
             (owner_id.removeprefix(kind), code),
-            (wallet.version, wallet.updated_at, *wallet.balances.values()),
+            (wallet.version, wallet.updated_at, *(wallet.balances[bucket] for bucket in BUCKETS[table])),
         )
         if wallet.seen:
             old.append((*key, wallet.seen, *values))

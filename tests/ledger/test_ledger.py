@@ -273,6 +273,8 @@ ILLEGAL: dict[str, tuple[str, list[Movement]]] = {
     "twice": (Operation.CREDIT, LEGAL[Operation.CREDIT] * 2),
     "half a split": (Operation.PARTIAL_SETTLE, LEGAL[Operation.PARTIAL_SETTLE][:1]),
     "a split and more": (Operation.PARTIAL_SETTLE, LEGAL[Operation.PARTIAL_SETTLE] + LEGAL[Operation.HOLD]),
+    "the same half twice": (Operation.PARTIAL_SETTLE, LEGAL[Operation.PARTIAL_SETTLE][:1] * 2),
+    "the other half twice": (Operation.PARTIAL_SETTLE, LEGAL[Operation.PARTIAL_SETTLE][1:] * 2),
     "nothing moves": (Operation.CREDIT, [Movement(ISSUER, ANA, 0)]),
     "less than nothing": (Operation.CREDIT, [Movement(ISSUER, ANA, -5)]),
     "from available to a model": (Operation.SETTLE, [Movement(ANA, LUNA, 5)]),

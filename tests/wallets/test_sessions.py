@@ -1,6 +1,7 @@
 """Operations that join the caller's transaction: one commit for both, or nothing of either."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -438,7 +439,9 @@ def test_a_joined_operation_locks_its_rows_before_it_reads_and_leaves_the_commit
         assert locked_rows(shop, rows) == list(rows), "a lock was given back before the caller's commit"
         assert commits == []
         session.rollback()
-    locks = [statement.split("FOR UPDATE OF ")[1] for statement in statements if "FOR UPDATE OF" in statement]
+    locks = [
+        re.findall(r"FOR UPDATE OF (\w+)", statement)[0] for statement in statements if "FOR UPDATE OF" in statement
+    ]
     assert locks == list(rows), "not locked one by one, in the one order"
     assert locked_rows(shop, rows) == []
     assert shop.wallets.get_escrow(held.escrow_id).status == "held"

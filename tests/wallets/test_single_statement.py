@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -34,6 +35,7 @@ from points_platform.core import (
 )
 from points_platform.core.statement import Statement
 from points_platform.wallets import WalletConfig, WalletService
+from points_platform.wallets.single import STATEMENTS
 from points_platform.wallets.verify import verify
 from support.databases import PostgreSQLDatabases
 from support.recount import recount
@@ -1006,6 +1008,12 @@ def test_a_database_in_another_encoding_takes_what_it_has(postgresql_databases: 
                 recount(database)
         finally:
             other.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+def test_the_document_shows_the_statements_as_they_are_sent() -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / "WALLET_ESCROW_ARCHITECTURE.md").read_text()
+    for operation in ("hold", "settle"):
+        assert f"```sql\n{STATEMENTS[operation].sql}\n```" in document, operation
 
 
 def test_a_date_style_that_the_driver_cannot_read_is_an_error_of_the_module(postgresql_url: str) -> None:
