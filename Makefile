@@ -30,8 +30,8 @@ lint: $(INSTALLED) ## formatting, lint, strict types
 
 check: lint test ## lint, and the test suite (which also enforces the direction of imports)
 
-bench: $(INSTALLED) ## benchmarks on a PostgreSQL of their own, with a table and benchmarks/results.json (LONG=1 for more)
-	@$(BIN)/python -m benchmarks $(if $(LONG),--long)
+bench: $(INSTALLED) ## benchmarks on a PostgreSQL of their own, with a table and benchmarks/results.json (LONG=1, CHARTS=folder)
+	@$(BIN)/python -m benchmarks $(if $(LONG),--long) $(if $(CHARTS),--charts '$(CHARTS)')
 
 bench-short: $(INSTALLED) ## the same in small, under two minutes
 	@$(BIN)/python -m benchmarks --short

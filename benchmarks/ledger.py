@@ -1,7 +1,6 @@
 """How fast the ledger is sealed, verified, compared and read, and what its indexes cost the operations."""
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from points_platform.wallets import (
 from points_platform.wallets.rebuild import drifts, fill_empty
 from points_platform.wallets.verify import verify
 
+from .measure import resident_mb
 from .server import Server
 from .synthetic import fill
 
@@ -70,8 +70,7 @@ def _in_process(work: str, url: str) -> None:
             with database.snapshot() as connection:
                 assert list(drifts(connection)) == []
         seconds = time.perf_counter() - begin
-    mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    sys.stdout.write(json.dumps({"seconds": seconds, "mb": mb}))
+    sys.stdout.write(json.dumps({"seconds": seconds, "mb": resident_mb(peak=True)}))
 
 
 def reading(server: Server, thousands: int) -> Result:
