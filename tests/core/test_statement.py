@@ -483,9 +483,10 @@ def test_an_interrupt_during_the_wait_leaves_no_connection_in_an_unknown_state(e
         request = world.hold_request()
         with locked_wallet(engine) as waiting, administrator(engine.url) as other:
             before = backends(other)
+            abandoned = []
 
             def interrupt() -> None:
-                waiting()
+                abandoned.append(waiting())
                 signal.pthread_kill(main, signal.SIGINT)
 
             helper = threading.Thread(target=interrupt)
@@ -496,8 +497,12 @@ def test_an_interrupt_during_the_wait_leaves_no_connection_in_an_unknown_state(e
             assert checked_out(engine) == 0
             assert world.credit("ben").replayed is False, "another connection serves"
             assert backends(other) - before, "the interrupted connection is not used again"
+        with administrator(engine.url) as other:
+            gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active')"
+            until(lambda: scalar(other, gone, *abandoned))
+        assert_held(world, 0, version=1)  # the server has not gone on with what was interrupted
         answer = world.send(request)
-        assert (answer.new_available_balance, answer.escrow_balance) == (70, 30)
+        assert (answer.new_available_balance, answer.escrow_balance, answer.replayed) == (70, 30, False)
         assert_held(world, 1, version=2)
 
 
