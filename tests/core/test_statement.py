@@ -476,11 +476,16 @@ def test_other_threads_go_on_while_one_waits_for_a_lock(engines: Engines) -> Non
 # ── interrupts ──
 
 
-def test_an_interrupt_during_the_wait_leaves_no_connection_in_an_unknown_state(engine: Engine) -> None:
+def test_an_interrupt_during_the_wait_leaves_no_connection_in_an_unknown_state(
+    engine: Engine, request: pytest.FixtureRequest
+) -> None:
     main = threading.main_thread().ident
     assert main == threading.get_ident(), "signals reach only the main thread"
+    # Where the suite runs in the background of a shell, the signal is ignored from the start.
+    before_the_test = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, before_the_test))
     with world_on(engine) as world:
-        request = world.hold_request()
+        hold = world.hold_request()
         with locked_wallet(engine) as waiting, administrator(engine.url) as other:
             before = backends(other)
             abandoned = []
@@ -492,7 +497,7 @@ def test_an_interrupt_during_the_wait_leaves_no_connection_in_an_unknown_state(e
             helper = threading.Thread(target=interrupt)
             helper.start()
             with pytest.raises(KeyboardInterrupt):
-                world.send(request)
+                world.send(hold)
             helper.join()
             assert checked_out(engine) == 0
             assert world.credit("ben").replayed is False, "another connection serves"
@@ -501,7 +506,7 @@ def test_an_interrupt_during_the_wait_leaves_no_connection_in_an_unknown_state(e
             gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active')"
             until(lambda: scalar(other, gone, *abandoned))
         assert_held(world, 0, version=1)  # the server has not gone on with what was interrupted
-        answer = world.send(request)
+        answer = world.send(hold)
         assert (answer.new_available_balance, answer.escrow_balance, answer.replayed) == (70, 30, False)
         assert_held(world, 1, version=2)
 
