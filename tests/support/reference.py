@@ -1,10 +1,12 @@
 """A second, much simpler wallet: plain dicts, one thread; ids and times are those of the module's first answer."""
 
+import copy
 from collections import defaultdict
 from typing import Any
 
 LIMIT = 2**53 - 1
 STATUS = {"settle": "settled", "refund": "refunded", "partial_settle": "partially_settled"}
+EMPTY = {"available": 0, "escrow": 0, "earned": 0, "version": 0}
 Fields = dict[str, Any]
 
 
@@ -15,9 +17,15 @@ class Refused(Exception):  # noqa: N818 - an answer, not a mistake
 
 class Reference:
     def __init__(self) -> None:
-        self.wallets: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self.wallets: dict[tuple[str, str], dict[str, int]] = defaultdict(EMPTY.copy)
         self.items: dict[str, Fields] = {}
         self.answers: dict[tuple[str, str, str], tuple[Fields, Fields]] = {}
+
+    def copy(self) -> "Reference":
+        """One that goes its own way from here. They share what is in the dicts: it is replaced, never changed."""
+        other = copy.copy(self)
+        other.wallets, other.items, other.answers = self.wallets.copy(), self.items.copy(), self.answers.copy()
+        return other
 
     def send(self, operation: str, request: Any, made: Fields, authorized: bool = True) -> Fields:
         given = {name: value for name, value in vars(request).items() if name != "request_id"}
@@ -67,13 +75,14 @@ class Reference:
             model = self._change(f"model:{given['model_id']}", given, earned=settled)
             answer["model_earned_balance"] = model["earned"]
         wallet = self._change(user, given, available=refunded, escrow=-settled - refunded)
-        item |= answer | {"status": STATUS[operation], "model_id": given.get("model_id")}
+        done = {"status": STATUS[operation], "model_id": given.get("model_id")}
+        self.items[given["escrow_id"]] = item | answer | done
         return answer | ({"user_available_balance": wallet["available"]} if refunded else {})
 
     def _change(self, owner: str, given: Fields, **gains: int) -> dict[str, int]:
         wallet, amount = self.wallets[owner, given["currency"]], sum(gains.values())
         if (balance := wallet["available"] + wallet["escrow"] + wallet["earned"]) + amount > LIMIT:
             raise Refused("balance_limit", limit=LIMIT, balance=balance, amount=amount)
-        for bucket, gain in (gains | {"version": 1}).items():
-            wallet[bucket] += gain
+        changed = {bucket: wallet[bucket] + gain for bucket, gain in (gains | {"version": 1}).items()}
+        self.wallets[owner, given["currency"]] = wallet = wallet | changed
         return wallet

@@ -1,0 +1,1 @@
+"""Whether any fault loses, doubles or invents a point."""
