@@ -39,10 +39,18 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
-@pytest.fixture(params=[True, False], ids=["single", "stepwise"])
+WAYS: dict[str, dict[str, Any]] = {
+    "single": {},
+    "stepwise": {"single_statement": False},
+    "single, serializable": {"isolation_level": "SERIALIZABLE"},
+    "stepwise, serializable": {"single_statement": False, "isolation_level": "SERIALIZABLE"},
+}
+
+
+@pytest.fixture(params=WAYS)
 def server(request: pytest.FixtureRequest, postgresql_url: str) -> Iterator[World]:
     """A world on PostgreSQL, whose user has 100 points; operations in one statement, and statement by statement."""
-    with Database(postgresql_url, single_statement=request.param) as database:
+    with Database(postgresql_url, **WAYS[request.param]) as database:
         world = World(database)
         world.credit()
         world.events.clear()
@@ -237,14 +245,19 @@ def test_the_victim_of_a_deadlock_is_tried_again(stepwise_server: World) -> None
     assert stepwise_server.events[-1].transaction_id == settled.transaction_id
 
 
-def test_a_snapshot_that_went_stale_under_a_serializable_engine_is_tried_again(stepwise_server: World) -> None:
-    for isolation in ("REPEATABLE READ", "SERIALIZABLE"):
-        engine = create_engine(stepwise_server.database.engine.url, isolation_level=isolation)
-        service = service_on(stepwise_server, LedgerService(Database(engine, single_statement=False)))
-        with once_before(engine, "INSERT INTO escrow_items", lambda _: stepwise_server.hold(amount=5)):
+def test_a_snapshot_that_went_stale_is_tried_again(stepwise_server: World) -> None:
+    """At a level of the module's own, or of the host's engine."""
+    url = stepwise_server.database.engine.url
+    databases = (
+        Database(url, single_statement=False, isolation_level="REPEATABLE READ"),
+        Database(create_engine(url, isolation_level="SERIALIZABLE"), single_statement=False),
+    )
+    for database in databases:
+        service = service_on(stepwise_server, LedgerService(database))
+        with once_before(database.engine, "INSERT INTO escrow_items", lambda _: stepwise_server.hold(amount=5)):
             held = stepwise_server.send(stepwise_server.hold_request(amount=5), service)
         assert not held.replayed
-        engine.dispose()
+        database.engine.dispose()
     balance = stepwise_server.wallets.get_user_balance("ana")
     assert (balance.available, balance.escrow, balance.version) == (80, 20, 5)
 

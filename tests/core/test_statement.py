@@ -38,6 +38,8 @@ HOSTILE = [
     "NULL",
     '{"nul": "\\u0000"}',
 ]
+# Without a level nothing is sent but the statement; with one they are a pipeline.
+levels = pytest.mark.parametrize("level", [None, "SERIALIZABLE"])
 
 
 Engines = Callable[..., Engine]
@@ -174,13 +176,14 @@ def test_a_statement_commits_by_itself(pooled: PoolProxiedConnection) -> None:
         assert scalar(other, "SELECT note FROM notes") == "kept"
 
 
+@levels
 @pytest.mark.parametrize("moment", ["connect", "checkout"])
 def test_a_transaction_that_the_host_has_begun_on_the_connection_does_not_swallow_the_commit(
-    engines: Engines, moment: str
+    engines: Engines, moment: str, level: str | None
 ) -> None:
     """A host's listener that executes something leaves a transaction open on psycopg's connection."""
     engine = engines()
-    world = World(Database(engine))
+    world = World(Database(engine, isolation_level=level))
     assert world.wallets.get_user_balance("ana").version == 0
     engine.dispose()
     event.listen(engine, moment, lambda connection, *others: connection.execute("SET application_name = 'the host'"))
@@ -214,12 +217,15 @@ def test_nothing_is_prepared_where_the_host_has_switched_it_off(unprepared: Engi
     pooled.close()
 
 
+@levels
 @pytest.mark.parametrize("discard", ["DISCARD ALL", "DEALLOCATE ALL"])
-def test_a_prepared_statement_that_was_discarded_is_prepared_anew(pooled: PoolProxiedConnection, discard: str) -> None:
+def test_a_prepared_statement_that_was_discarded_is_prepared_anew(
+    pooled: PoolProxiedConnection, discard: str, level: str | None
+) -> None:
     counted = Statement("counted", "INSERT INTO notes VALUES (%(text)s) RETURNING (SELECT count(*) FROM notes)")
     by_the_driver(pooled, "CREATE TABLE notes (note text)")
     for before in range(3):
-        assert counted.execute(pooled, {"text": "x"}) == (str(before),), "it had another effect than one"
+        assert counted.execute(pooled, {"text": "x"}, level) == (str(before),), "it had another effect than one"
         pooled.dbapi_connection.autocommit = True  # type: ignore[union-attr]
         pooled.dbapi_connection.execute(discard)  # type: ignore[union-attr]
         pooled.dbapi_connection.autocommit = False  # type: ignore[union-attr]
@@ -227,10 +233,11 @@ def test_a_prepared_statement_that_was_discarded_is_prepared_anew(pooled: PoolPr
     assert SAY.execute(pooled, {"text": "and another"}) == ("and another",)
 
 
-def test_a_statement_whose_table_has_changed_is_prepared_anew(pooled: PoolProxiedConnection) -> None:
+@levels
+def test_a_statement_whose_table_has_changed_is_prepared_anew(pooled: PoolProxiedConnection, level: str | None) -> None:
     by_the_driver(pooled, "CREATE TABLE notes (note int); INSERT INTO notes VALUES (7)")
     notes = Statement("notes", "SELECT * FROM notes WHERE %(text)s::text IS NOT NULL")
-    assert notes.execute(pooled, {"text": ""}) == ("7",)
+    assert notes.execute(pooled, {"text": ""}, level) == ("7",)
     for change, expected in (
         ("ALTER TABLE notes ALTER note TYPE text", ("7",)),
         ("ALTER TABLE notes ADD more text DEFAULT 'more'", ("7", "more")),
@@ -238,17 +245,20 @@ def test_a_statement_whose_table_has_changed_is_prepared_anew(pooled: PoolProxie
         with administrator(pooled_url(pooled)) as other:
             other.execute(change)
         for _ in range(2):
-            assert notes.execute(pooled, {"text": ""}) == expected, change
+            assert notes.execute(pooled, {"text": ""}, level) == expected, change
 
 
-def test_what_is_not_supported_at_all_is_raised_and_not_tried_for_ever(pooled: PoolProxiedConnection) -> None:
+@levels
+def test_what_is_not_supported_at_all_is_raised_and_not_tried_for_ever(
+    pooled: PoolProxiedConnection, level: str | None
+) -> None:
     """0A000 is also what a statement gives that PostgreSQL cannot carry out, at its preparation or execution."""
     early = Statement("early", "SELECT count(*) FROM user_wallets WHERE user_id = %(text)s FOR UPDATE")
     late = Statement("late", "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '0A000'; END $$")
     for statement in (early, late):
         for _ in range(2):
             with pytest.raises(psycopg.errors.FeatureNotSupported):
-                statement.execute(pooled, {"text": "1"})
+                statement.execute(pooled, {"text": "1"}, level)
             assert status_of(pooled) is TransactionStatus.IDLE
     assert SAY.execute(pooled, {"text": "on"}) == ("on",)
 
@@ -268,43 +278,46 @@ ERRORS = {
 }
 
 
+@levels
 @pytest.mark.parametrize("kind", ["engine", "unprepared"])
 def test_an_error_carries_its_sqlstate_and_leaves_the_connection_of_use(
-    request: pytest.FixtureRequest, kind: str
+    request: pytest.FixtureRequest, kind: str, level: str | None
 ) -> None:
     pooled: PoolProxiedConnection = request.getfixturevalue(kind).raw_connection()
     for sqlstate, sql in ERRORS.items():
         statement = Statement(f"error_{sqlstate}", sql)
         for _ in range(2):
             with pytest.raises(psycopg.Error) as error:
-                statement.execute(pooled, {"text": "word"})
+                statement.execute(pooled, {"text": "word"}, level)
             assert error.value.sqlstate == sqlstate
             assert type(error.value) is psycopg.errors.lookup(sqlstate)
             assert status_of(pooled) is TransactionStatus.IDLE
-            assert SAY.execute(pooled, {"text": sqlstate}) == (sqlstate,)
+            assert SAY.execute(pooled, {"text": sqlstate}, level) == (sqlstate,)
     pooled.close()
 
 
+@levels
 @pytest.mark.parametrize("kind", ["engine", "unprepared"])
 @pytest.mark.parametrize("returning", ["", "RETURNING note"])
 def test_an_error_that_comes_only_at_the_commit_is_raised(
-    request: pytest.FixtureRequest, kind: str, returning: str
+    request: pytest.FixtureRequest, kind: str, returning: str, level: str | None
 ) -> None:
     """By then the server has given the rows, and said that the statement is complete."""
     pooled: PoolProxiedConnection = request.getfixturevalue(kind).raw_connection()
     by_the_driver(pooled, "CREATE TABLE notes (note text UNIQUE DEFERRABLE INITIALLY DEFERRED)")
     note = Statement("note", f"INSERT INTO notes VALUES (%(text)s) {returning}")
-    note.execute(pooled, {"text": "once"})
+    note.execute(pooled, {"text": "once"}, level)
     for _ in range(2):
         with pytest.raises(psycopg.errors.UniqueViolation):
-            note.execute(pooled, {"text": "once"})
+            note.execute(pooled, {"text": "once"}, level)
         assert status_of(pooled) is TransactionStatus.IDLE
     assert SAY.execute(pooled, {"text": "usable"}) == ("usable",)
     pooled.close()
 
 
-def test_an_error_given_to_the_pool_leaves_the_same_connection_of_use(engine: Engine) -> None:
-    database = Database(engine)
+@levels
+def test_an_error_given_to_the_pool_leaves_the_same_connection_of_use(engine: Engine, level: str | None) -> None:
+    database = Database(engine, isolation_level=level)
     pid = ask(database, "SELECT pg_backend_pid(), %(text)s::text")
     for sqlstate, sql in ERRORS.items():
         if sqlstate in {"22012", "23505"}:
@@ -376,8 +389,9 @@ def test_a_connection_cut_while_idle_is_replaced_and_the_operation_has_one_effec
         assert_held(world, 1, version=2)
 
 
-def test_a_cut_connection_without_a_retry_is_unavailable_once_and_no_effect(engine: Engine) -> None:
-    with world_on(engine, attempts=0) as world, administrator(engine.url) as other:
+@levels
+def test_a_cut_connection_without_a_retry_is_unavailable_once_and_no_effect(engine: Engine, level: str | None) -> None:
+    with world_on(engine, attempts=0, isolation_level=level) as world, administrator(engine.url) as other:
         request = world.hold_request()
         end_all(other)
         with pytest.raises(StorageUnavailableError):
@@ -447,9 +461,12 @@ def locked_wallet(engine: Engine) -> Iterator[Callable[[], int]]:
         holder.execute("ROLLBACK")
 
 
+@levels
 @pytest.mark.parametrize("attempts", [0, 3])
-def test_a_connection_cut_during_the_statement_leaves_one_effect_or_none(engine: Engine, attempts: int) -> None:
-    with world_on(engine, attempts=attempts) as world, ThreadPoolExecutor(1) as threads:
+def test_a_connection_cut_during_the_statement_leaves_one_effect_or_none(
+    engine: Engine, attempts: int, level: str | None
+) -> None:
+    with world_on(engine, attempts=attempts, isolation_level=level) as world, ThreadPoolExecutor(1) as threads:
         request = world.hold_request()
         with locked_wallet(engine) as waiting, administrator(engine.url) as other:
             answer = threads.submit(world.send, request)
@@ -463,9 +480,14 @@ def test_a_connection_cut_during_the_statement_leaves_one_effect_or_none(engine:
         assert_held(world, 1, version=2)
 
 
-def test_other_threads_go_on_while_one_waits_for_a_lock(engines: Engines) -> None:
+@levels
+def test_other_threads_go_on_while_one_waits_for_a_lock(engines: Engines, level: str | None) -> None:
     engine = engines(pool_size=2, max_overflow=0)
-    with world_on(engine) as world, ThreadPoolExecutor(1) as threads, locked_wallet(engine) as waiting:
+    with (
+        world_on(engine, isolation_level=level) as world,
+        ThreadPoolExecutor(1) as threads,
+        locked_wallet(engine) as waiting,
+    ):
         answer = threads.submit(world.send, world.hold_request())
         waiting()
         assert world.credit("ben").replayed is False
@@ -476,15 +498,16 @@ def test_other_threads_go_on_while_one_waits_for_a_lock(engines: Engines) -> Non
 # ── interrupts ──
 
 
+@levels
 def test_an_interrupt_during_the_wait_leaves_no_connection_in_an_unknown_state(
-    engine: Engine, request: pytest.FixtureRequest
+    engine: Engine, request: pytest.FixtureRequest, level: str | None
 ) -> None:
     main = threading.main_thread().ident
     assert main == threading.get_ident(), "signals reach only the main thread"
     # Where the suite runs in the background of a shell, the signal is ignored from the start.
     before_the_test = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(partial(signal.signal, signal.SIGINT, before_the_test))
-    with world_on(engine) as world:
+    with world_on(engine, isolation_level=level) as world:
         hold = world.hold_request()
         with locked_wallet(engine) as waiting, administrator(engine.url) as other:
             before = backends(other)
@@ -511,11 +534,12 @@ def test_an_interrupt_during_the_wait_leaves_no_connection_in_an_unknown_state(
         assert_held(world, 1, version=2)
 
 
+@levels
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, RuntimeError])
 def test_whatever_else_happens_the_connection_is_given_back_and_not_used_again(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], level: str | None
 ) -> None:
-    with world_on(engine) as world, administrator(engine.url) as other:
+    with world_on(engine, isolation_level=level) as world, administrator(engine.url) as other:
         before = backends(other)
         request = world.hold_request()
 
@@ -523,7 +547,7 @@ def test_whatever_else_happens_the_connection_is_given_back_and_not_used_again(
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr("points_platform.core.statement._result", interrupted)
+            patch.setattr("points_platform.core.statement._results", interrupted)
             with pytest.raises(error):
                 world.send(request)
         assert checked_out(engine) == 0

@@ -963,10 +963,9 @@ def test_a_text_that_the_databases_encoding_lacks_is_an_error_of_the_module_that
         recount(database)
 
 
-@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_a_stricter_isolation_is_only_ever_contention_or_success(postgresql_url: str, isolation: str) -> None:
-    setting(postgresql_url, "default_transaction_isolation", isolation)
-    with Database(postgresql_url) as database:
+    with Database(postgresql_url, isolation_level=isolation) as database:
         world = World(database, config=WalletConfig(retry_backoff_ms=1))
         for operation, request in one_of_each(world):
             assert (world.send(request).replayed, world.send(request, world.service()).replayed) == (False, True), (
