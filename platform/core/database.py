@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
@@ -105,9 +105,6 @@ class Database:
         self._snapshots = self.engine.execution_options(**{READ_ONLY: True}, **snapshot)
         self._reading = self.engine.execution_options(**{READ_ONLY: True}, **autocommit)
         self._isolation_level = None if self.is_sqlite else isolation_level
-        self._writing = self.engine
-        if self._isolation_level is not None:
-            self._writing = self.engine.execution_options(isolation_level=isolation_level)
 
     @property
     def is_sqlite(self) -> bool:
@@ -140,7 +137,7 @@ class Database:
             import_module(f"..{package}.models", __package__)
         for last in (False, False, True):
             try:
-                with self._writing.begin() as connection:
+                with self._begin() as connection:
                     if _schema_version(connection) is None:
                         Base.metadata.create_all(connection)
                         connection.execute(insert(SchemaVersionRow).values(version=SCHEMA_VERSION))
@@ -210,7 +207,7 @@ class Database:
             try:
                 if at_once is not None and number == 0 and self.single_statement:
                     return at_once(self._execute_alone, self._reading.connect)
-                with self._writing.begin() as connection:
+                with self._begin() as connection:
                     self._set_locally(connection, self._settings)
                     return attempt(connection, number > 0)
             except FAILURES as error:
@@ -219,6 +216,17 @@ class Database:
                     raise failure from error
                 number += 1
                 log.debug("attempt %d: %s", number, failure.code, extra={"attempt": number, "code": failure.code})
+
+    def _begin(self) -> AbstractContextManager[Connection]:
+        return self.engine.begin() if self._isolation_level is None else self._begin_at(self._isolation_level)
+
+    @contextmanager
+    def _begin_at(self, isolation_level: str) -> Iterator[Connection]:
+        with self.engine.connect() as connection:
+            # Of the connection, not of a derived engine: over that one's the level of the host's engine would win.
+            connection.execution_options(isolation_level=isolation_level)
+            with connection.begin():
+                yield connection
 
     def _execute_alone(self, statement: Statement, parameters: Parameters) -> Row | None:
         pooled = self.engine.raw_connection()

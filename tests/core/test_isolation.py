@@ -277,6 +277,27 @@ def test_a_callers_session_keeps_its_own_level(postgresql_url: str, level: str, 
         assert seen() == {own}
 
 
+@way
+@level
+@pytest.mark.parametrize("host", LEVELS)
+def test_the_level_wins_over_one_of_the_hosts_engine(postgresql_url: str, level: str, way: str, host: str) -> None:
+    option = {"isolation_level": host}
+    engines = [
+        create_engine(postgresql_url, **option),  # type: ignore[call-overload]
+        create_engine(postgresql_url).execution_options(**option),
+        create_engine(postgresql_url, execution_options=option),
+    ]
+    with levels_seen(postgresql_url) as seen:
+        for engine in engines:
+            with world_at(engine, level, way) as world:
+                world.settle(ready(world, "settle", str(id(engine))).escrow_id, user_id=str(id(engine)))
+                world.wallets.credit_many([world.credit_request(str(id(engine)))])
+            assert seen() == {level}
+            with engine.connect() as connection:
+                assert connection.scalar(text("SHOW transaction_isolation")).upper() == host
+            engine.dispose()
+
+
 @level
 def test_for_the_hosts_other_users_nothing_changes(postgresql_url: str, level: str) -> None:
     """They share its engine's one connection with the module."""
