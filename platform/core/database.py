@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlmodel import col
 
-from .engines import READ_ONLY, create, prepare
+from .engines import READ_ONLY, check_transactional, create, prepare
 from .errors import InvalidRequestError, SchemaVersionError
 from .failures import (
     FAILURES,
@@ -105,6 +105,8 @@ class Database:
         self._snapshots = self.engine.execution_options(**{READ_ONLY: True}, **snapshot)
         self._reading = self.engine.execution_options(**{READ_ONLY: True}, **autocommit)
         self._isolation_level = None if self.is_sqlite else isolation_level
+        if isolation_level is None:
+            check_transactional(self.engine)
 
     @property
     def is_sqlite(self) -> bool:

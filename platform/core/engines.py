@@ -57,6 +57,16 @@ def prepare(engine: Engine) -> None:
         event.listen(engine, "begin", _begin_sqlite)
 
 
+def check_transactional(engine: Engine) -> None:
+    """Refuse an engine whose host has it commit each statement by itself: half an operation would stay."""
+    made_with = getattr(engine.dialect, "_on_connect_isolation_level", None)
+    level = engine.get_execution_options().get("isolation_level", made_with)
+    if engine.dialect.name != "sqlite" and level == "AUTOCOMMIT":
+        raise InvalidRequestError(
+            field="target", value="an engine in autocommit", expected="one without it, or an isolation_level"
+        )
+
+
 def _check_file(url: URL) -> None:
     if url.get_backend_name() != "sqlite":
         return

@@ -103,6 +103,54 @@ def test_a_target_that_cannot_serve_is_refused_by_name_without_its_password(targ
     assert "sqlite:///" in str(refused.value), "the message must say what would do"
 
 
+def in_autocommit(url: str) -> list[Engine]:
+    made = create_engine(url, isolation_level="AUTOCOMMIT")
+    option = {"isolation_level": "AUTOCOMMIT"}
+    return [made, create_engine(url).execution_options(**option), create_engine(url, execution_options=option)]
+
+
+def test_an_engine_in_autocommit_is_refused_unless_a_level_is_asked_for(postgresql_url: str) -> None:
+    """An operation that was interrupted between two of its statements would leave the first behind."""
+
+    def interrupt(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if "INSERT INTO ledger_entries" in statement:
+            raise KeyboardInterrupt
+
+    for engine in in_autocommit(postgresql_url):
+        with pytest.raises(InvalidRequestError) as refused:
+            Database(engine)
+        assert refused.value.details["field"] == "target"
+        database = Database(engine, single_statement=False, isolation_level="READ COMMITTED")
+        world = World(database)
+        world.credit(idempotency_key=world.key() + str(id(engine)))
+        before = world.snapshot()
+        event.listen(engine, "before_cursor_execute", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            world.hold()
+        event.remove(engine, "before_cursor_execute", interrupt)
+        assert world.snapshot() == before
+        recount(database)
+        engine.dispose()
+
+
+def test_on_sqlite_an_engine_in_autocommit_has_transactions_all_the_same(sqlite_url: str) -> None:
+    engine = create_engine(sqlite_url, isolation_level="AUTOCOMMIT")
+    world = World(Database(engine))
+    world.credit()
+    before = world.snapshot()
+
+    def interrupt(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if "INSERT INTO ledger_entries" in statement:
+            raise KeyboardInterrupt
+
+    event.listen(engine, "before_cursor_execute", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        world.hold()
+    event.remove(engine, "before_cursor_execute", interrupt)
+    assert world.snapshot() == before
+    engine.dispose()
+
+
 @pytest.mark.parametrize("milliseconds", [0, -1, True, 1.0, "5000", None])
 def test_the_lock_timeout_is_a_whole_number_of_milliseconds(milliseconds: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="lock_timeout_ms"):
