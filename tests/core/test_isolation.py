@@ -283,7 +283,7 @@ def test_a_callers_session_keeps_its_own_level(postgresql_url: str, level: str, 
 def test_the_level_wins_over_one_of_the_hosts_engine(postgresql_url: str, level: str, way: str, host: str) -> None:
     option = {"isolation_level": host}
     engines = [
-        create_engine(postgresql_url, **option),  # type: ignore[call-overload]
+        create_engine(postgresql_url, **option),
         create_engine(postgresql_url).execution_options(**option),
         create_engine(postgresql_url, execution_options=option),
     ]
