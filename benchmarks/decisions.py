@@ -25,7 +25,7 @@ class ThroughSQLAlchemy(Database):
     """The same statements by SQLAlchemy's connections and results."""
 
     def _execute_alone(self, statement: Statement, parameters: Parameters) -> Row | None:
-        with self._reading.connect() as connection:
+        with self._plain() as connection:
             row = connection.exec_driver_sql(statement.sql, dict(parameters)).first()
         return None if row is None else tuple(row)
 

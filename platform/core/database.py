@@ -33,12 +33,13 @@ from .statement import ISOLATION_LEVELS, Parameters, Row, Statement, give_up, in
 T = TypeVar("T")
 Attempt = Callable[[Connection, bool], T]
 Execute = Callable[[Statement, Parameters], Row | None]
-AtOnce = Callable[[Execute, Callable[[], Connection]], T]
+AtOnce = Callable[[Execute, Callable[[], AbstractContextManager[Connection]]], T]
 HostSession = Session | scoped_session[Any] | None
 
 log = logging.getLogger(__name__)
 
 JOINED_ATTEMPTS = 2
+SNAPSHOT = {READ_ONLY: True, "postgresql_readonly": True}
 SNAPSHOT_SETTINGS = ("work_mem = '64MB'", "jit = off")
 MAX_DOUBLINGS = 10
 LOCAL = ("lock_timeout", "plan_cache_mode")
@@ -100,10 +101,6 @@ class Database:
         self._schema_checked = False
         self._process = os.getpid()
         prepare(self.engine)
-        autocommit = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
-        snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        self._snapshots = self.engine.execution_options(**{READ_ONLY: True}, **snapshot)
-        self._reading = self.engine.execution_options(**{READ_ONLY: True}, **autocommit)
         self._isolation_level = None if self.is_sqlite else isolation_level
         if isolation_level is None:
             check_transactional(self.engine)
@@ -153,7 +150,7 @@ class Database:
         """Once: a database of another version, or of none, is refused before anything is read or written."""
         if self._schema_checked:
             return
-        with translated(), nullcontext(joined) if joined else self._reading.connect() as connection:
+        with translated(), nullcontext(joined) if joined else self._plain() as connection:
             found = _schema_version(connection)
         if found != SCHEMA_VERSION:
             raise SchemaVersionError(found=found, expected=SCHEMA_VERSION)
@@ -163,8 +160,11 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A connection for plain reads, each statement its own snapshot on PostgreSQL."""
         self._check_schema()
-        with translated(), self._reading.connect() as connection:
+        with translated(), self._plain() as connection:
             yield connection
+
+    def _plain(self) -> AbstractContextManager[Connection]:
+        return self._connect("AUTOCOMMIT", **{READ_ONLY: True})
 
     @contextmanager
     def snapshot(self, of: Connection | None = None) -> Iterator[Connection]:
@@ -174,7 +174,7 @@ class Database:
         """
         self._check_schema()
         shared = None if of is None else of.scalar(text("SELECT pg_export_snapshot()"))
-        with translated(), self._snapshots.connect() as connection:
+        with translated(), self._connect("REPEATABLE READ", **SNAPSHOT) as connection:
             if shared is not None:
                 connection.execute(text(f"SET TRANSACTION SNAPSHOT '{shared}'"))
             if not self.is_sqlite:
@@ -208,7 +208,7 @@ class Database:
             retry.pause(number)
             try:
                 if at_once is not None and number == 0 and self.single_statement:
-                    return at_once(self._execute_alone, self._reading.connect)
+                    return at_once(self._execute_alone, self._plain)
                 with self._begin() as connection:
                     self._set_locally(connection, self._settings)
                     return attempt(connection, number > 0)
@@ -219,16 +219,18 @@ class Database:
                 number += 1
                 log.debug("attempt %d: %s", number, failure.code, extra={"attempt": number, "code": failure.code})
 
-    def _begin(self) -> AbstractContextManager[Connection]:
-        return self.engine.begin() if self._isolation_level is None else self._begin_at(self._isolation_level)
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        with self._connect(self._isolation_level) as connection, connection.begin():
+            yield connection
 
     @contextmanager
-    def _begin_at(self, isolation_level: str) -> Iterator[Connection]:
+    def _connect(self, isolation_level: str | None, **options: Any) -> Iterator[Connection]:
+        if isolation_level is not None and not self.is_sqlite:
+            options["isolation_level"] = isolation_level
         with self.engine.connect() as connection:
             # Of the connection, not of a derived engine: over that one's the level of the host's engine would win.
-            connection.execution_options(isolation_level=isolation_level)
-            with connection.begin():
-                yield connection
+            yield connection.execution_options(**options)
 
     def _execute_alone(self, statement: Statement, parameters: Parameters) -> Row | None:
         pooled = self.engine.raw_connection()

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from ..core.database import Database, Retry
 from ..core.errors import InvalidRequestError, OptimisticLockError
+from ..core.failures import is_unique_violation
 from . import log_store, store
 from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, chained, digest, plain
 from .models import LedgerEntry, LedgerTransaction, LogEntry, LogHead
@@ -57,7 +58,7 @@ def import_log(
     It is committed in batches; after an interruption, importing the same file again goes on where it
     stopped. ``admit`` is called before the first batch, and may refuse; ``finish`` in the transaction of
     the last one. Raises ``InvalidRequestError`` that names the line of a damaged or cut file, or the
-    database where that has another log; ``StorageUnavailableError``.
+    database where that has another log; ``OptimisticLockError``, ``StorageUnavailableError``.
     """
     entries = _checked(file)
     reached = _passed_over(database, entries)
@@ -99,6 +100,8 @@ def _write(database: Database, batch: list[LogEntry], finish: Callable[[Connecti
     try:
         database.run(attempt, retry=IMPORTING)
     except OptimisticLockError as error:
+        if not (isinstance(error.__cause__, Exception) and is_unique_violation(error.__cause__)):
+            raise
         field = f"lines {batch[0].position} to {batch[-1].position}"
         raise InvalidRequestError(field=field, value="one that is there", expected="other transactions") from error
 

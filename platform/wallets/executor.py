@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -159,7 +160,7 @@ class Executor:
         return Task(request, keys, rule, occasion, place)
 
     def _attempt_at_once(
-        self, task: Task, execute: Execute, connect: Callable[[], Connection]
+        self, task: Task, execute: Execute, connect: Callable[[], AbstractContextManager[Connection]]
     ) -> list[LedgerTransaction | WalletError]:
         """On the presumption that nothing stands against it, in one statement; where something does, see what."""
         presumed = rules.presume(task.request, task.keys.currency, task.occasion.at)

@@ -298,6 +298,21 @@ def test_the_level_wins_over_one_of_the_hosts_engine(postgresql_url: str, level:
             engine.dispose()
 
 
+def test_reads_and_snapshots_have_their_own_level_on_any_engine_of_the_hosts(postgresql_url: str) -> None:
+    engine = create_engine(postgresql_url).execution_options(isolation_level="SERIALIZABLE")
+    database = Database(engine)
+    world = World(database)
+    level = text("SHOW transaction_isolation")
+    with database.snapshot() as snapshot, database.read() as read:
+        assert snapshot.scalar(level) == "repeatable read"
+        assert snapshot.scalar(text("SHOW transaction_read_only")) == "on"
+        before = [each.scalar(text("SELECT count(*) FROM user_wallets")) for each in (snapshot, read)]
+        world.credit()
+        after = [each.scalar(text("SELECT count(*) FROM user_wallets")) for each in (snapshot, read)]
+    assert (before, after) == ([0, 0], [0, 1])
+    engine.dispose()
+
+
 @level
 def test_for_the_hosts_other_users_nothing_changes(postgresql_url: str, level: str) -> None:
     """They share its engine's one connection with the module."""

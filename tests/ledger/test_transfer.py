@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
-from points_platform.core import Base, Database, InvalidRequestError, LedgerDamagedError, WalletError
+from points_platform.core import (
+    Base,
+    Database,
+    InvalidRequestError,
+    LedgerDamagedError,
+    OptimisticLockError,
+    WalletError,
+)
 from points_platform.ledger import LedgerService, LogHead, transfer
 from points_platform.ledger.log import chained, digest
 from points_platform.ledger.models import LOG
@@ -373,6 +380,13 @@ def test_the_batch_of_a_damaged_line_is_not_written_and_the_right_file_goes_on(
     assert [rows[table] for table in ("user_wallets", "model_wallets", "escrow_items")] == [[], [], []]
     imported(database, file)
     assert rows_of(database) == rows_of(original)
+
+
+def test_contention_is_not_taken_for_another_ledger(file: str, postgresql_url: str) -> None:
+    with Database(postgresql_url, lock_timeout_ms=20) as database, database.engine.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE ledger_log IN EXCLUSIVE MODE")
+        with pytest.raises(OptimisticLockError):
+            imported(database, file)
 
 
 @pytest.mark.usefixtures("in_batches_of_two")
