@@ -7,7 +7,7 @@ moved is refused by its number.
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from itertools import islice
 from typing import Any, TextIO
@@ -22,6 +22,7 @@ from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, chained, digest, plain
 from .models import LedgerEntry, LedgerTransaction, LogEntry, LogHead
 
 BATCH = 1000
+MAX_LINE = 2**20  # characters; a transaction with the largest metadata takes less than a tenth
 IMPORTING = Retry(attempts=0, backoff=0)
 NUMBERS = {"amount", "balance_before", "balance_after", "wallet_version"}
 TIMES = {"occurred_at", "posted_at"}
@@ -47,7 +48,7 @@ def export_log(
 
 def import_log(
     database: Database,
-    file: Iterable[str],
+    file: TextIO,
     *,
     admit: Callable[[Connection], object],
     finish: Callable[[Connection], object],
@@ -106,7 +107,7 @@ def _write(database: Database, batch: list[LogEntry], finish: Callable[[Connecti
         raise InvalidRequestError(field=field, value="one that is there", expected="other transactions") from error
 
 
-def _checked(file: Iterable[str]) -> Iterator[LogEntry]:
+def _checked(file: TextIO) -> Iterator[LogEntry]:
     """The entries of a file, each proved by the chain up to its line."""
     head = GENESIS
     lines = _numbered(file)
@@ -127,13 +128,14 @@ def _checked(file: Iterable[str]) -> Iterator[LogEntry]:
     raise _damaged(head.position + 1, "the count; the file is cut")
 
 
-def _numbered(file: Iterable[str]) -> Iterator[tuple[int, str]]:
+def _numbered(file: TextIO) -> Iterator[tuple[int, str]]:
     number = 0
     try:
-        for line in file:
+        # A longer line comes in parts, none of them a transaction: what is packed small must not fill the memory.
+        while line := file.readline(MAX_LINE):
             number += 1
             yield number, line
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise _damaged(number + 1, "readable text") from error
 
 

@@ -1,10 +1,10 @@
 """What the wallets and escrow items must be, computed from the ledger alone; comparing, and putting right."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 from sqlalchemy import (
     BigInteger,
@@ -89,9 +89,7 @@ def apply(database: Database, drift: Drift) -> bool:
     return repaired
 
 
-def restore(
-    database: Database, file: Iterable[str], *, progress: Callable[[int], object] = lambda position: None
-) -> LogHead:
+def restore(database: Database, file: TextIO, *, progress: Callable[[int], object] = lambda position: None) -> LogHead:
     """Write an exported log into an empty database, with the wallets and escrow items that follow from it.
 
     Goes on where an interrupted import of the same file stopped. Raises ``InvalidRequestError`` that

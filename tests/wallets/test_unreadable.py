@@ -61,7 +61,7 @@ def test_a_transaction_that_is_there_twice_is_no_conflict_with_others(played: Wo
     with Database(sqlite_url.replace(".db", "-copy.db")) as copy:
         copy.create_schema()
         with pytest.raises(InvalidRequestError) as refusal:
-            restore(copy, text_lines)
+            restore(copy, io.StringIO("".join(text_lines), newline="\n"))
         assert refusal.value.details["field"] == "lines 1 to 2"
         assert World(copy).snapshot()["ledger_transactions"] == []
 
