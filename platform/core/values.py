@@ -67,7 +67,7 @@ def check_count(field: str, value: Any) -> int:
 
 def check_identifier(field: str, value: Any) -> str:
     """A string of 1 to 128 printable characters (``str.isprintable``)."""
-    text = _plain_string(value)
+    text = plain_string(value)
     if text is None or not 1 <= len(text) <= MAX_ID_LENGTH or not text.isprintable():
         raise InvalidRequestError(
             field=field, value=value, expected=f"a string of 1 to {MAX_ID_LENGTH} printable characters"
@@ -75,7 +75,7 @@ def check_identifier(field: str, value: Any) -> str:
     return text
 
 
-def _plain_string(value: Any) -> str | None:
+def plain_string(value: Any) -> str | None:
     """The characters of a string, whatever a subclass of ``str`` says of them: of an enumeration its value."""
     return str.__str__(value) if isinstance(value, str) else None
 
@@ -84,7 +84,7 @@ def _code(pattern: str) -> Check:
     matches = re.compile(pattern).fullmatch
 
     def check(field: str, value: Any) -> str:
-        text = _plain_string(value)
+        text = plain_string(value)
         if text is None or not matches(text):
             raise InvalidRequestError(field=field, value=value, expected=f"a code like {pattern}")
         return text
@@ -98,12 +98,15 @@ check_code = _code("[a-z][a-z0-9_]{0,31}")
 
 def check_time(field: str, value: Any) -> datetime:
     """An aware ``datetime``, in any UTC offset; returned in UTC."""
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise InvalidRequestError(field=field, value=value, expected="a datetime with a UTC offset")
+    expected = "a datetime with a UTC offset"
     try:
-        return value.astimezone(UTC)
+        if isinstance(value, datetime) and value.utcoffset() is not None:
+            return value.astimezone(UTC)
     except OverflowError:
-        raise InvalidRequestError(field=field, value=value, expected="a time between the years 1 and 9999") from None
+        expected = "a time between the years 1 and 9999"
+    except Exception as error:  # whatever a hostile tzinfo may raise
+        raise InvalidRequestError(field=field, value=value, expected=expected) from error
+    raise InvalidRequestError(field=field, value=value, expected=expected)
 
 
 def check_metadata(field: str, value: Any) -> dict[str, Any] | None:
@@ -221,10 +224,11 @@ def decode_cursor(field: str, value: Any, *kinds: type) -> list[Any]:
 
     Raises ``InvalidRequestError`` for anything else.
     """
+    text = plain_string(value) or ""
     try:
-        parts = json.loads(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)))
+        parts = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
         read = [_READ_PART[kind](field, part) for kind, part in zip(kinds, parts, strict=True)]
-        if encode_cursor(*read) == value:
+        if encode_cursor(*read) == text:
             return read
     except (TypeError, ValueError, RecursionError, InvalidRequestError):
         pass

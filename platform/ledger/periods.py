@@ -5,7 +5,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from ..core.errors import InvalidRequestError
-from ..core.values import MAX_PAGE
+from ..core.values import MAX_PAGE, plain_string
 
 PERIODS = ("day", "week", "month")
 
@@ -15,13 +15,14 @@ def period_edges(period: str, timezone: Any, since: datetime, until: datetime) -
 
     Raises ``InvalidRequestError`` for another period, an unknown time zone, and no or too many periods.
     """
-    if period not in PERIODS:
+    kind = plain_string(period)
+    if kind is None or kind not in PERIODS:
         raise InvalidRequestError(field="period", value=period, expected=f"one of {', '.join(PERIODS)}")
     zone = _zone(timezone)
     if not since < until:
         raise InvalidRequestError(field="until", value=until, expected="a time after since")
     try:
-        return _edges(period, zone, since, until)
+        return _edges(kind, zone, since, until)
     except OverflowError:
         raise InvalidRequestError(field="until", value=until, expected="periods between the years 1 and 9999") from None
 
@@ -39,7 +40,7 @@ def _edges(period: str, zone: ZoneInfo, since: datetime, until: datetime) -> lis
 
 def _zone(name: Any) -> ZoneInfo:
     try:
-        return ZoneInfo(name)
+        return ZoneInfo(plain_string(name) or "")
     except (KeyError, ValueError, TypeError, OSError):
         raise InvalidRequestError(
             field="timezone", value=name, expected="the name of a time zone, like Europe/Vienna"

@@ -18,6 +18,7 @@ from ..core.values import (
     decode_cursor,
     encode_cursor,
     now,
+    plain_string,
 )
 from . import store
 from .accounts import OWNER_KIND, Account, Bucket, earned
@@ -49,9 +50,13 @@ class LedgerService(LedgerLog):
         return found[0] if found else None
 
     def transactions(self, transaction_ids: Sequence[str]) -> list[LedgerTransaction]:
-        """Those of these transactions that exist, in the order of their ids. Raises ``StorageUnavailableError``."""
+        """Those of these transactions that exist, in the order of their ids.
+
+        Raises ``InvalidRequestError``, ``StorageUnavailableError``.
+        """
+        ids = sorted(check_identifier("transaction_ids", each) for each in transaction_ids)
         with self.database.read() as connection:
-            parts = chunks(sorted(transaction_ids))
+            parts = chunks(ids)
             return [each for part in parts for each in store.transactions(connection, part)]
 
     def transactions_of_escrow(self, escrow_id: str) -> list[LedgerTransaction]:
@@ -59,7 +64,7 @@ class LedgerService(LedgerLog):
 
         Raises ``InvalidRequestError``, ``StorageUnavailableError``.
         """
-        check_identifier("escrow_id", escrow_id)
+        escrow_id = check_identifier("escrow_id", escrow_id)
         with self.database.read() as connection:
             return store.transactions_of_escrow(connection, escrow_id)
 
@@ -93,7 +98,7 @@ class LedgerService(LedgerLog):
         equal = _filters({**values, "queue_item_id": queue_item_id, "request_id": request_id})
         span = tuple(None if time is None else check_time(n, time) for n, time in (("since", since), ("until", until)))
         accounts, edge = _accounts(account_id, bucket), None if after is None else _edge(after)
-        check_code("currency", currency)
+        currency = check_code("currency", currency)
         more = check_limit("limit", limit) + 1
         with self.database.read() as connection:
             found = store.lines(
@@ -117,7 +122,7 @@ class LedgerService(LedgerLog):
         (account,) = _accounts(*account)
         if OWNER_KIND[account.bucket] == "platform":
             raise InvalidRequestError(field="account", value=account, expected="an account of a user or a model")
-        check_code("currency", currency)
+        currency = check_code("currency", currency)
         if (at is None) == (version is None):
             raise InvalidRequestError(field="at", value=at, expected="given, or else version, and not both")
         if at is not None:
@@ -143,15 +148,17 @@ class LedgerService(LedgerLog):
         ``StorageUnavailableError``.
         """
         account = earned(check_identifier("model_id", model_id))
-        check_code("currency", currency)
+        currency = check_code("currency", currency)
         edges = period_edges(period, timezone, check_time("since", since), check_time("until", until))
         with self.database.read() as connection:
             return store.earned_between(connection, account, currency, edges)
 
 
 def _accounts(account_id: str, bucket: str | None) -> list[Account]:
-    kind, separator, owner = account_id.partition(":") if isinstance(account_id, str) else ("", "", "")
-    buckets = [b for b, owner_kind in OWNER_KIND.items() if owner_kind == kind and bucket in (None, b)]
+    text = plain_string(account_id) or ""
+    kind, separator, owner = text.partition(":")
+    wanted = list(Bucket) if bucket is None else [plain_string(bucket)]
+    buckets = [b for b, owner_kind in OWNER_KIND.items() if owner_kind == kind and b in wanted]
     if not separator:
         buckets = []
     if not buckets and bucket is not None and kind in OWNER_KIND.values():
@@ -159,7 +166,7 @@ def _accounts(account_id: str, bucket: str | None) -> list[Account]:
     if not buckets:
         raise InvalidRequestError(field="account_id", value=account_id, expected="user:…, model:… or platform:issuer")
     check_identifier("account_id", owner)
-    return [Account(account_id, Bucket(b)) for b in buckets]
+    return [Account(text, Bucket(b)) for b in buckets]
 
 
 FILTERS = {

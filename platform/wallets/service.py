@@ -19,6 +19,7 @@ from ..core.values import (
     decode_cursor,
     encode_cursor,
     now,
+    plain_string,
 )
 from ..events.service import EventBus
 from ..ledger.service import LedgerService
@@ -202,7 +203,7 @@ class WalletService:
         with self._database.read() as connection:
             found = store.items(connection, equal, limit=1)
         if not found:
-            raise EscrowNotFoundError(escrow_id=escrow_id)
+            raise EscrowNotFoundError(escrow_id=equal["escrow_id"])
         return found[0]
 
     def list_escrows(
@@ -287,6 +288,7 @@ def _pair(given: object) -> tuple[object, ...]:
 
 def _check_status(status: object, *, only_held: bool) -> str:
     known = [EscrowStatus.HELD.value] if only_held else [known.value for known in EscrowStatus]
-    if not isinstance(status, str) or status not in known:
+    text = plain_string(status)
+    if text is None or text not in known:
         raise InvalidRequestError(field="status", value=status, expected=f"one of {', '.join(known)}")
-    return str.__str__(status)
+    return text
