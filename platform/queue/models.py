@@ -18,7 +18,7 @@ from jwt import InvalidKeyError, get_algorithm_by_name
 from jwt.algorithms import HMACAlgorithm
 
 from ..core.errors import InvalidRequestError
-from ..core.values import check_identifier
+from ..core.values import check_identifier, plain_string
 
 MIN_SECRET_BYTES = 32  # RFC 7518, section 3.2: a key of at least the size of the hash
 KEY_EXPECTED = (
@@ -57,8 +57,8 @@ class AuthorizationKey:
 
 
 def _loaded(material: object) -> object:
-    if isinstance(material, str):
-        material = material.encode(errors="surrogatepass")
+    if (text := plain_string(material)) is not None:
+        material = text.encode(errors="surrogatepass")
     if not isinstance(material, bytes) or not material.lstrip().startswith(b"-----BEGIN"):
         return material
     load = load_pem_private_key if b"PRIVATE KEY" in material else None

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 import jwt
 
 from ..core.errors import InvalidAuthorizationError, InvalidRequestError
-from ..core.values import check_identifier, checks_of, new_id, now
+from ..core.values import check_identifier, check_time, checks_of, new_id, now, plain_string
 from ..wallets.authorization import (
     AUTHORIZATION_OF,
     QueueAuthorization,
@@ -92,7 +92,7 @@ class AuthorizationVerifier:
             raise InvalidAuthorizationError(cause="missing")
         if type(authorization) is not kind:
             raise InvalidAuthorizationError(cause="claim_mismatch", claim="action")
-        claims = self._claims(authorization.token, kind)
+        claims = self._claims(getattr(authorization, "token", None), kind)
         _check_action(claims, _as_claims(kind, action), "claim_mismatch")
         _check_envelope(claims, authorization)
         authorization_id: str = claims["jti"]
@@ -100,17 +100,18 @@ class AuthorizationVerifier:
 
     def _claims(self, token: object, kind: type[QueueAuthorization]) -> dict[str, Any]:
         """What the token says, if one of our keys has signed it and it is valid now."""
-        if token is None or token == "":
+        text = plain_string(token)
+        if token is None or text == "":
             raise InvalidAuthorizationError(cause="missing")
-        if not isinstance(token, str) or len(token) > MAX_TOKEN_LENGTH or not COMPACT.fullmatch(token):
+        if text is None or len(text) > MAX_TOKEN_LENGTH or not COMPACT.fullmatch(text):
             raise InvalidAuthorizationError(cause="malformed")
-        header = token.partition(".")[0]
+        header = text.partition(".")[0]
         try:
-            key = self._proven_headers.get(header) or self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
+            key = self._proven_headers.get(header) or self._keys.get(jwt.get_unverified_header(text).get("kid", ""))
             if key is None:
                 raise InvalidAuthorizationError(cause="unknown_key")
             claims: dict[str, Any] = jwt.decode(
-                token,
+                text,
                 key.verifying,
                 algorithms=[key.algorithm],
                 leeway=self._leeway,
@@ -283,20 +284,27 @@ def _check_forms(claims: Mapping[str, Any]) -> None:
 
 
 def _check_action(claims: Mapping[str, Any], expected: Mapping[str, Any], cause: str) -> None:
-    for name, value in expected.items():
-        claim = claims[name]
+    for name, given in expected.items():
+        claim, value = claims[name], plain_string(given) if isinstance(given, str) else given
         # By type too: True equals 1, and 1.0 does, but neither is an amount.
-        if type(claim) is not (str if isinstance(value, str) else type(value)) or claim != value:
+        if type(claim) is not type(value) or claim != value:
             raise InvalidAuthorizationError(cause=cause, claim=name)
 
 
 def _check_envelope(claims: Mapping[str, Any], authorization: QueueAuthorization) -> None:
     """What is written on the envelope must be what is in it."""
-    written = {name: getattr(authorization, name) for name in action_fields(type(authorization))}
+    written = {name: getattr(authorization, name, None) for name in action_fields(type(authorization))}
     _check_action(claims, _as_claims(type(authorization), written), "envelope_mismatch")
-    for claim, written_time in (("iat", authorization.issued_at), ("exp", authorization.expires_at)):
-        if written_time != _time(claims[claim]):
+    for claim, name in (("iat", "issued_at"), ("exp", "expires_at")):
+        if not _is_at(getattr(authorization, name, None), _time(claims[claim])):
             raise InvalidAuthorizationError(cause="envelope_mismatch", claim=claim)
+
+
+def _is_at(written: object, instant: datetime) -> bool:
+    try:
+        return bool(check_time("written", written) == instant)
+    except InvalidRequestError:
+        return False
 
 
 def _time(seconds: int) -> datetime:
