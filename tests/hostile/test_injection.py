@@ -113,13 +113,12 @@ PAYLOADS = [
 def play(world: World, text: str, how: str) -> dict[str, Any]:
     """Everything that a text can be, in one life of a hold; returns what was asked for and what was said."""
     metadata = {text: [text, {text: text}], "n": 1}
-    named = {"user_id": text, "request_id": text, "metadata": metadata}
+    named: dict[str, Any] = {"user_id": text, "request_id": text, "metadata": metadata}
     credit = world.credit_request(**named, idempotency_key=f"{text[:120]} credit")
     hold = world.hold_request(**named, queue_item_id=text, idempotency_key=f"{text[:120]} hold")
-    if how == "many":
-        (credited,), (held,) = world.wallets.credit_many([credit]), world.wallets.hold_many([hold])
-    else:
-        credited, held = world.send(credit), world.send(hold)
+    many = how == "many"
+    credited = world.wallets.credit_many([credit])[0] if many else world.send(credit)
+    held: Any = world.wallets.hold_many([hold])[0] if many else world.send(hold)
     end = world.partial_settle_request(held.escrow_id, **named, model_id=text, queue_item_id=text, idempotency_key=text)
     ended = world.send(end)
     return {"requests": [credit, hold, end], "responses": [credited, held, ended], "metadata": metadata}
