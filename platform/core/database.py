@@ -39,6 +39,7 @@ HostSession = Session | scoped_session[Any] | None
 log = logging.getLogger(__name__)
 
 JOINED_ATTEMPTS = 2
+LONGEST_LOCK_TIMEOUT_MS = 2**31 - 1  # what PostgreSQL takes for one; a longer one would fail every operation
 SNAPSHOT = {READ_ONLY: True, "postgresql_readonly": True}
 SNAPSHOT_SETTINGS = ("work_mem = '64MB'", "jit = off")
 MAX_DOUBLINGS = 10
@@ -84,10 +85,9 @@ class Database:
         single_statement: bool = True,
         isolation_level: str | None = None,
     ) -> None:
-        if type(lock_timeout_ms) is not int or lock_timeout_ms < 1:
-            raise InvalidRequestError(
-                field="lock_timeout_ms", value=lock_timeout_ms, expected="a whole number of milliseconds from 1"
-            )
+        if type(lock_timeout_ms) is not int or not 1 <= lock_timeout_ms <= LONGEST_LOCK_TIMEOUT_MS:
+            expected = f"a whole number of milliseconds from 1 to {LONGEST_LOCK_TIMEOUT_MS}"
+            raise InvalidRequestError(field="lock_timeout_ms", value=lock_timeout_ms, expected=expected)
         if isolation_level is not None and isolation_level not in ISOLATION_LEVELS:
             raise InvalidRequestError(
                 field="isolation_level", value=isolation_level, expected=f"None, {', '.join(ISOLATION_LEVELS)}"
@@ -141,7 +141,7 @@ class Database:
                         Base.metadata.create_all(connection)
                         connection.execute(insert(SchemaVersionRow).values(version=SCHEMA_VERSION))
                 break
-            except SQLAlchemyError as error:
+            except FAILURES as error:
                 if last or not is_schema_race(error):
                     raise translate(error) from error
         self._check_schema()

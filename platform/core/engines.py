@@ -8,6 +8,7 @@ from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from .errors import InvalidRequestError
+from .values import plain_string
 
 SQLITE_PRAGMAS = (
     "busy_timeout = 10000",
@@ -21,11 +22,13 @@ SUPPORTED = {("sqlite", "pysqlite"), ("postgresql", "psycopg")}
 
 def create(target: str | URL) -> Engine:
     """The engine for a URL. Raises ``InvalidRequestError`` for one that cannot serve."""
+    if not isinstance(target, URL | str):
+        raise _unusable(target)
     try:
-        url = make_url(target)
+        url = make_url(plain_string(target) or target)
     except (ArgumentError, ValueError):
         # Not shown: it may hold a password in a place that only its author knows.
-        raise _unusable("a text that is no URL" if isinstance(target, str) else target) from None
+        raise _unusable("a text that is no URL") from None
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
@@ -73,7 +76,11 @@ def _check_file(url: URL) -> None:
     file = url.database or ""
     if file in {"", "file:"} or ":memory:" in file or "memory" in url.query.get("mode", ""):
         raise _unusable("a database in memory, which other threads would not see")
-    if "\0" in file:
+    try:
+        named = os.fsencode(file)
+    except UnicodeEncodeError:
+        raise _unusable("the name of a file that no file can have") from None
+    if b"\0" in named:
         raise _unusable("the name of a file with a NUL")
 
 

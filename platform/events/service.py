@@ -10,6 +10,7 @@ from typing import Any
 from blinker import Namespace, Signal
 
 from ..core.errors import InvalidRequestError
+from ..core.values import plain_string
 from .models import EVENT_TYPES, WalletEvent
 
 Receiver = Callable[[Any], object]
@@ -47,8 +48,9 @@ class EventBus:
             raise InvalidRequestError(
                 field="receiver", value=receiver, expected="a plain callable that takes the event"
             )
+        event_type = self._known(event_type)
         with self._lock:
-            signal = self._signal(event_type)
+            signal = self._signals[event_type]
             signal.connect(self._held.setdefault((event_type, *_identity(receiver)), receiver), weak=False)
 
     def unsubscribe(self, event_type: str, receiver: Receiver) -> None:
@@ -56,14 +58,16 @@ class EventBus:
 
         Raises ``InvalidRequestError`` for an unknown type.
         """
+        event_type = self._known(event_type)
         with self._lock:
-            signal = self._signal(event_type)
+            signal = self._signals[event_type]
             signal.disconnect(self._held.pop((event_type, *_identity(receiver)), receiver))
 
     def publish(self, event: WalletEvent) -> None:
         """Deliver the event. Raises ``InvalidRequestError`` for an unknown type, nothing of a receiver's."""
+        signal = self._signals[self._known(event.event_type)]
         with self._lock:
-            receivers = list(self._signal(event.event_type).receivers_for(event))
+            receivers = list(signal.receivers_for(event))
         for receiver in receivers:
             try:
                 receiver(event)
@@ -77,10 +81,11 @@ class EventBus:
                     extra={"event_id": event.event_id, "event_type": event.event_type, "receiver": _name(receiver)},
                 )
 
-    def _signal(self, event_type: str) -> Signal:
-        if not isinstance(event_type, str) or event_type not in self._signals:
+    def _known(self, event_type: object) -> str:
+        text = plain_string(event_type)
+        if text is None or text not in self._signals:
             raise InvalidRequestError(field="event_type", value=event_type, expected=f"one of {', '.join(EVENT_TYPES)}")
-        return self._signals[event_type]
+        return text
 
 
 def _identity(receiver: Receiver) -> tuple[int, object]:

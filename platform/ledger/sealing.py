@@ -124,8 +124,9 @@ class Sealer:
     """
 
     def __init__(self, log: LedgerLog, *, interval: float = 1.0, sweep_every: int = 600) -> None:
-        if not (isinstance(interval, int | float) and interval > 0):
-            raise InvalidRequestError(field="interval", value=interval, expected="a number of seconds above 0")
+        if not (isinstance(interval, int | float) and 0 < interval <= threading.TIMEOUT_MAX):
+            expected = f"a number of seconds above 0, at most {threading.TIMEOUT_MAX:.0f}"
+            raise InvalidRequestError(field="interval", value=interval, expected=expected)
         if type(sweep_every) is not int or sweep_every < 1:
             raise InvalidRequestError(field="sweep_every", value=sweep_every, expected="a whole number from 1")
         self._log = log
