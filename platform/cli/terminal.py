@@ -16,7 +16,8 @@ from ..wallets import Books, books
 from ..wallets.books import WALLET_COLUMNS
 
 INTERRUPTED = 130
-PASSWORD = re.compile(r"(://[^:/\s]*:)\S*(?=@)|(password=)[^&\s]*")
+PASSWORD_OF_URL = re.compile(r"(://[^:/]*:).*")
+PASSWORD = re.compile(r"(password=)[^&]*")
 UNBOUNDED = 100_000
 
 # Ids come from outside: nothing in them is markup. A line is never broken, so that it can be searched for.
@@ -46,9 +47,15 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, failure: in
 
 def _fail(message: str, status: int) -> int:
     # A URL in the wrong place is quoted by the usage error, and may hold a password.
-    shown = PASSWORD.sub(r"\1\2***", " ".join(message.split()))
+    shown = " ".join(map(_without_password, message.split()))
     typer.echo(f"error: {shown}", err=True)
     return status
+
+
+def _without_password(word: str) -> str:
+    # Where no @ follows, each :// would be followed to the end in vain: quadratic in what was typed.
+    before, at, after = word.rpartition("@")
+    return PASSWORD.sub(r"\1***", PASSWORD_OF_URL.sub(r"\1***", before) + at + after)
 
 
 def show(table: Table) -> None:
