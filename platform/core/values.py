@@ -140,13 +140,28 @@ def _check_json(root: Any) -> None:
     pending, budget = [(root, MAX_METADATA_DEPTH)], MAX_METADATA_BYTES
     while pending:
         value, depth = pending.pop()
-        if isinstance(value, dict | list):
-            budget -= len(value)  # a member takes at least a byte, so a larger structure cannot fit
-            if depth == 0 or budget < 0 or not (isinstance(value, list) or all(isinstance(key, str) for key in value)):
+        budget -= _least_size(value)
+        if budget < 0:
+            raise ValueError
+        if isinstance(value, dict):
+            if not all(isinstance(key, str) for key in value):
                 raise ValueError
-            pending += [(member, depth - 1) for member in (value.values() if isinstance(value, dict) else value)]
-        elif not isinstance(value, str | int | float | None):
-            raise TypeError
+            value = [*value, *value.values()]
+        if isinstance(value, list):
+            if depth == 0:
+                raise ValueError
+            pending += [(member, depth - 1) for member in value]
+
+
+def _least_size(value: Any) -> int:
+    """A number of bytes that its JSON takes at least: what is larger than allowed need not be written to know it."""
+    if isinstance(value, str | dict | list):
+        return len(value)
+    if isinstance(value, int):
+        return value.bit_length() // 4
+    if not isinstance(value, float | None):
+        raise TypeError
+    return 0
 
 
 def optional(check: Check) -> Check:
