@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from ..core.database import Database, Retry
 from ..core.errors import InvalidRequestError, OptimisticLockError
 from ..core.failures import is_unique_violation
+from ..core.values import canonical_json
 from . import log_store, store
 from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, chained, digest, plain
 from .models import LedgerEntry, LedgerTransaction, LogEntry, LogHead
@@ -154,7 +155,7 @@ def _transaction(number: int, content: dict[str, Any]) -> LedgerTransaction:
         header = {name: _value(name, content["transaction"][name]) for name in HEADER_FIELDS}
         entries = [{name: _value(name, entry[name]) for name in ENTRY_FIELDS} for entry in content["entries"]]
         return LedgerTransaction(**header, entries=tuple(LedgerEntry(**entry) for entry in entries))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError, InvalidRequestError):
         raise _damaged(number, "a transaction with its entries") from None
 
 
@@ -167,6 +168,8 @@ def _value(name: str, value: Any) -> Any:
         raise ValueError(name)  # what no database of ours can hold
     if isinstance(value, str):
         value.encode()  # a lone surrogate is a ValueError too
+    if name == "metadata_json" and canonical_json(json.loads(str(value))) != value:
+        raise ValueError(name)  # it could be stored, but not read
     return datetime.fromisoformat(str(value)) if name in TIMES else value
 
 

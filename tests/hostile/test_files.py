@@ -7,6 +7,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -252,15 +253,32 @@ def rehashed(data: bytes) -> str:
     head, lines = LogHead(position=0, hash="0" * 64), list[str]()
     for line in data.splitlines():
         content: dict[str, Any] = json.loads(line)
-        if "transaction" in content:
+        if isinstance(content.get("transaction"), dict):
             try:
-                transaction = _transaction(1, content)
+                transaction = _transaction(
+                    1, content | {"transaction": content["transaction"] | {"metadata_json": None}}
+                )
             except InvalidRequestError:
                 pass
             else:
+                transaction = replace(transaction, metadata_json=content["transaction"].get("metadata_json"))
                 head = LogHead(position=head.position + 1, hash=chained(head.hash, digest(transaction)))
             content |= {"position": head.position, "hash": head.hash}
         else:
             content = {"count": head.position, "hash": head.hash}
         lines.append(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
     return "".join(lines)
+
+
+UNREADABLE = ["", "x", "[]", "1", "null", '{"b":1,"a":2}', '{"a": 1}', '{"a":NaN}', '{"a":1e999}', "[" * 9000]
+
+
+@pytest.mark.parametrize("metadata", UNREADABLE)
+def test_metadata_that_could_not_be_read_is_not_imported_whoever_wrote_it(
+    export: bytes, sqlite_url: str, metadata: str
+) -> None:
+    first, *others = export.splitlines()
+    content: dict[str, Any] = json.loads(first)
+    content["transaction"]["metadata_json"] = metadata
+    changed = b"\n".join([json.dumps(content).encode(), *others])
+    assert outcome(sqlite_url, rehashed(changed).encode()) == "line 1"
