@@ -11,12 +11,12 @@ from typing import Any
 
 import jwt
 import pytest
-from torture import tokens
-from torture.tokens import ACTIONS, Accepted, Mint, attack, welch_t
 
 from points_platform.core import InvalidAuthorizationError, InvalidRequestError
 from points_platform.queue import AuthorizationKey, AuthorizationVerifier, QueueAuthorizer
 from support.world import SECRET
+from torture import tokens
+from torture.tokens import ACTIONS, Accepted, Mint, attack, welch_t
 
 from .values import BAD_TEXTS, NOTHINGS, Text
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import jwt
 import pytest
-from torture.sizes import CASES, growth
 
 from points_platform.cli.terminal import _without_password
 from points_platform.core import InvalidAuthorizationError, InvalidRequestError
 from points_platform.core.values import MAX_METADATA_BYTES, check_metadata, decode_cursor
 from points_platform.queue import service
+from torture.sizes import CASES, growth
 
 from .test_authorizations import MINT, refusal
 
