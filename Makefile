@@ -7,7 +7,7 @@ INSTALLED := .venv/installed-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo replay test lint check bench bench-short format lock clean
+.PHONY: help demo replay test lint check bench bench-short torture format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,10 @@ bench: $(INSTALLED) ## benchmarks on a PostgreSQL of their own, with a table and
 
 bench-short: $(INSTALLED) ## the same in small, under two minutes
 	@$(BIN)/python -m benchmarks --short
+
+torture: $(INSTALLED) ## faults, crashes and contention, and a judge: SECONDS= WORKERS= SEED= DATABASE=sqlite|postgresql PLANTED=all
+	@PYTHONPATH=tests $(BIN)/python -m torture $(if $(SECONDS),--seconds '$(SECONDS)') $(if $(WORKERS),--workers '$(WORKERS)') \
+	  $(if $(SEED),--seed '$(SEED)') $(if $(DATABASE),--database '$(DATABASE)') $(if $(PLANTED),--planted '$(PLANTED)')
 
 format: $(INSTALLED) ## rewrite the formatting, and what lint can mend by itself
 	$(BIN)/ruff format .

@@ -214,7 +214,7 @@ def test_all_that_the_module_begins_for_writing_has_the_level(
             exported = StringIO()
             export_log(world.database, exported)
         with world_at(empty, level, way) as copy, levels_seen(empty) as seen:
-            restore(copy.database, exported.getvalue().splitlines(keepends=True))
+            restore(copy.database, StringIO(exported.getvalue(), newline="\n"))
             assert seen() == {level}, "an import"
 
 

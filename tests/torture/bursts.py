@@ -1,0 +1,76 @@
+"""The calls of each burst, as histories for the checker of linearizability."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from . import linearizability
+from .history import Call
+from .journal import Line
+from .plan import REQUESTS, STREAM, UNAUTHORIZED, request_of
+
+READ = ("available", "escrow", "earned", "version", "status", "settled_amount", "refunded_amount", "amount", "code")
+
+
+def histories(calls: Sequence[Call]) -> dict[int, list[linearizability.Call]]:
+    """By burst, what two clients or more have sent to wallets that nobody else knows."""
+    bursts: dict[int, list[linearizability.Call]] = defaultdict(list)
+    for call in calls:
+        series = call.asked["series"]
+        if series != STREAM:
+            bursts[series] += _converted(call)
+    return {burst: history for burst, history in bursts.items() if len({call.worker for call in history}) > 1}
+
+
+def _converted(call: Call) -> Iterator[linearizability.Call]:
+    asked, outcomes = call.asked["parts"], _outcomes(call)
+    several = call.form in ("many", "session")
+    parts = tuple(
+        _part(part, outcome)
+        for part, outcome in zip(asked, outcomes, strict=False)
+        if not _left_out(outcome or {}, several=several)
+    )
+    if not parts or (call.form == "read" and call.committed is None):
+        return
+    yield linearizability.Call(
+        worker=call.client,
+        invoked=call.invoked,
+        returned=None if call.committed is None else call.returned,
+        parts=parts,
+        undone=call.committed is False and several,
+    )
+
+
+def _left_out(outcome: Line, *, several: bool) -> bool:
+    """What changed nothing and tells nothing; of several in one transaction also what rests on a row that is not there.
+
+    That locks nothing: the row may be made, and be told of, between this refusal and the commit of the others.
+    """
+    missing = outcome.get("code") == "escrow_not_found" or outcome.get("details", {}).get("available") == 0
+    return bool(outcome.get("retryable") or (several and missing))
+
+
+def _outcomes(call: Call) -> list[Line | None]:
+    """What is known of each part: of an atomic batch that was refused, that those before the refused one were not.
+
+    But authorizations are verified before anything else, so that a refused one says nothing of the others.
+    """
+    answer = call.answer or {}
+    if "outcomes" in answer:
+        return list(answer["outcomes"])
+    if "error" in answer and not answer["error"]["retryable"]:
+        error = answer["error"]
+        before: Line | None = None if error["code"] == "invalid_authorization" else {}
+        return [before] * int(error["details"].get("index", 0)) + [error]
+    return [None] * (0 if call.committed is False else len(call.asked["parts"]))
+
+
+def _part(part: Line, outcome: Line | None) -> linearizability.Part:
+    if part["operation"] not in REQUESTS:
+        read = None if outcome is None else {name: outcome[name] for name in READ if name in outcome}
+        return linearizability.Part(operation=part["operation"], request=part["request"], outcome=read)
+    return linearizability.Part(
+        operation=part["operation"],
+        request=request_of(part["operation"], part["request"]),
+        authorized=part["flaw"] not in UNAUTHORIZED,
+        outcome=outcome,
+    )

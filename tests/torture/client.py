@@ -1,0 +1,258 @@
+"""A client: carries out the plan's steps through the module, and writes down what it asks and what it hears."""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jwt
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from points_platform.core import Database, EscrowNotFoundError, WalletError
+from points_platform.core.values import new_id
+from points_platform.queue import QueueAuthorizer
+from points_platform.wallets import WalletService
+
+from .journal import Journal, Line, fields_of, refusal_of
+from .plan import STREAM, Intent, Place, Plan, Step, request_of
+
+SECRET = "the secret of the queue in the torture"
+METHODS = {
+    "credit": "credit_user",
+    "hold": "hold_in_escrow",
+    "settle": "settle_escrow",
+    "refund": "refund_escrow",
+    "partial_settle": "partial_settle_escrow",
+}
+ENDS = ("settle", "refund", "partial_settle")
+# Seconds to wait, so that a database that is out of reach does not use up the steps.
+AFTER_FAILURE = 0.02
+
+
+@dataclass
+class Memory:
+    """What a client has been told since its process began."""
+
+    escrow_ids: dict[str, str]
+    acknowledged: set[str]
+
+
+class Client:
+    """One thread of a worker process, with a journal of its own."""
+
+    def __init__(
+        self, name: str, plan: Plan, journal: Journal, database: Database, wallets: WalletService, incarnation: int
+    ) -> None:
+        self.name = name
+        self.journal = journal
+        self._plan = plan
+        self._database = database
+        self._wallets = wallets
+        self._queue = QueueAuthorizer(SECRET)
+        self._stranger = QueueAuthorizer("another secret, which the wallets do not know")
+        self._memory = Memory({}, set())
+        self._incarnation = incarnation
+        self._calls = 0
+
+    def carry_out(self, step: Step) -> None:
+        """Send what the step says; where the hold it speaks of is not known to have an answer, nothing."""
+        if step.kind == "read":
+            self._read(step)
+            return
+        requests: list[tuple[Intent, Any]] = []
+        for intent in step.intents:
+            if intent.mutation is not None and intent.key not in self._memory.acknowledged:
+                intent = replace(intent, mutation=None)
+            escrow_id = None if intent.hold is None else self._escrow_id(intent.hold)
+            if intent.hold is None or escrow_id is not None:
+                requests.append((intent, intent.request(escrow_id)))
+        if requests:
+            self._send(step, requests)
+
+    def recover(self, last: Line) -> None:
+        """Send again, exactly, what a former life of this client has sent and heard nothing of."""
+        if last["form"] in ("one", "many"):
+            parts = [(_intent_of(part), request_of(part["operation"], part["request"])) for part in last["parts"]]
+            place = Place(self.name, last["series"], last["number"])
+            intents = tuple(intent for intent, _ in parts)
+            step = Step(place=place, kind=last["form"], intents=intents, atomic=last["atomic"], resent=True)
+            self._send(step, parts)
+
+    def _send(self, step: Step, requests: Sequence[tuple[Intent, Any]]) -> Line:
+        """Send the requests, each with the id of this call, by which the ledger tells whose call has had an effect."""
+        call = f"{self.name}-{self._incarnation}-{self._calls}"
+        parts = [(intent, replace(request, request_id=call)) for intent, request in requests]
+        send = {"one": self._one, "many": self._many, "session": self._session}[step.kind]
+        answer = self._call(call, step, parts, partial(send, step, parts))
+        outcomes = answer.get("outcomes") or []
+        for (intent, _), outcome in zip(parts, outcomes, strict=False):
+            if "transaction_id" in outcome and answer.get("committed", True):
+                self._memory.acknowledged.add(intent.key)
+                if intent.operation == "hold":
+                    self._memory.escrow_ids[intent.key] = outcome["escrow_id"]
+        return answer
+
+    def _call(self, call: str, step: Step, parts: Sequence[tuple[Intent, Any]], send: Callable[[], Line]) -> Line:
+        self._calls += 1
+        described = [
+            {
+                "operation": intent.operation,
+                "key": intent.key,
+                "flaw": intent.flaw,
+                "mutation": intent.mutation,
+                "request": request if isinstance(request, dict) else fields_of(request),
+            }
+            for intent, request in parts
+        ]
+        self.journal.write(
+            call=call,
+            form=step.kind,
+            series=step.place.series,
+            number=step.place.number,
+            atomic=step.atomic,
+            resent=step.resent,
+            parts=described,
+        )
+        current.client, current.call = self, call
+        try:
+            answer = send()
+        except WalletError as error:
+            answer = {"error": refusal_of(error)}
+        except Exception:
+            answer = {"unexpected": traceback.format_exc()}
+        self.journal.write(answer=call, **answer)
+        if answer.get("error", {}).get("code") == "storage_unavailable":
+            time.sleep(AFTER_FAILURE)
+        return answer
+
+    def _one(self, step: Step, parts: Sequence[tuple[Intent, Any]]) -> Line:
+        [(intent, request)] = parts
+        return {"outcomes": [fields_of(self._send_one(intent, request))]}
+
+    def _send_one(self, intent: Intent, request: Any, **options: Any) -> Any:
+        method = getattr(self._wallets, METHODS[intent.operation])
+        permission = [self._authorization(intent, request)] if intent.operation in ENDS else []
+        return method(request, *permission, **options)
+
+    def _many(self, step: Step, parts: Sequence[tuple[Intent, Any]]) -> Line:
+        operation = step.intents[0].operation
+        send = getattr(self._wallets, f"{operation}_many")
+        authorized = operation in ENDS
+        asked = [
+            (request, self._authorization(intent, request)) if authorized else request for intent, request in parts
+        ]
+        return {"outcomes": [_outcome_of(answer) for answer in send(asked, atomic=step.atomic)]}
+
+    def _session(self, step: Step, parts: Sequence[tuple[Intent, Any]]) -> Line:
+        """What a host does in a transaction of its own; ``committed`` is ``None`` where nobody knows."""
+        answer: Line = {"outcomes": [], "committed": False}
+        try:
+            with Session(self._database.engine) as session:
+                for intent, request in parts:
+                    outcome = self._try_in(session, intent, request)
+                    answer["outcomes"].append(outcome)
+                    if outcome.get("retryable"):
+                        return answer
+                if step.commits:
+                    answer["committed"] = None
+                    session.commit()
+                    answer["committed"] = True
+        except SQLAlchemyError as error:
+            answer["host_error"] = str(error)
+        return answer
+
+    def _try_in(self, session: Session, intent: Intent, request: Any) -> Line:
+        try:
+            return fields_of(self._send_one(intent, request, session=session))
+        except WalletError as error:
+            return refusal_of(error)
+
+    def _read(self, step: Step) -> None:
+        [intent] = step.intents
+        if intent.hold is not None:
+            escrow_id = self._escrow_id(intent.hold)
+            if escrow_id is None:
+                return
+            request = {"escrow_id": escrow_id}
+        else:
+            request = {"user_id": intent.user} if intent.operation == "user_balance" else {"model_id": intent.model}
+        read = getattr(self._wallets, f"get_{intent.operation}")
+        call = f"{self.name}-{self._incarnation}-{self._calls}"
+        self._call(call, step, [(intent, request)], lambda: {"outcomes": [_found(read, request)]})
+
+    def _escrow_id(self, hold: Place) -> str | None:
+        """The item that a hold has made; its request is sent again if this process has not heard of it.
+
+        A refused hold has made none: then some id that no item has. ``None`` where the hold's fate is not known.
+        """
+        [intent] = self._plan.step(hold).intents
+        if intent.key in self._memory.escrow_ids:
+            return self._memory.escrow_ids[intent.key]
+        step = replace(self._plan.step(hold), resent=True)
+        answer = self._send(step, [(intent, intent.request())])
+        if "outcomes" in answer:
+            return self._memory.escrow_ids[intent.key]
+        return None if "unexpected" in answer or answer["error"]["retryable"] else new_id()
+
+    def _authorization(self, intent: Intent, request: Any) -> Any:
+        """The queue's permission for exactly this request, or what the intent says is wrong about it."""
+        if intent.flaw == "token":
+            return self._stranger.authorize(request)
+        if intent.flaw == "other_action":
+            return self._queue.authorize(replace(request, escrow_id=new_id()))
+        genuine = self._queue.authorize(request)
+        if intent.flaw != "expired":
+            return genuine
+        claims = jwt.decode(genuine.token, options={"verify_signature": False})
+        past = {name: claims[name] - 86_400 for name in ("iat", "nbf", "exp")}
+        header = jwt.get_unverified_header(genuine.token)
+        return replace(genuine, token=jwt.encode(claims | past, SECRET, "HS256", headers=header))
+
+
+def _outcome_of(answer: Any) -> Line:
+    return refusal_of(answer) if isinstance(answer, WalletError) else fields_of(answer)
+
+
+def _found(read: Callable[..., Any], request: Line) -> Line:
+    try:
+        return fields_of(read(**request))
+    except EscrowNotFoundError as error:
+        return refusal_of(error)
+
+
+def _intent_of(part: Line) -> Intent:
+    names = ("operation", "key", "flaw", "mutation")
+    return Intent(user=part["request"]["user_id"], **{name: part[name] for name in names})
+
+
+class _Current(threading.local):
+    """Which client's call runs in this thread: events arrive in the thread that publishes them."""
+
+    client: Client | None = None
+    call = ""
+
+
+current = _Current()
+
+
+def note(event: Any) -> None:
+    """The receiver that puts events into the journal of whose call it is."""
+    if current.client is not None:
+        current.client.journal.write(event=fields_of(event), during=current.call)
+
+
+def unfinished(journal: list[Line]) -> Line | None:
+    """The last call of a journal, if it was never answered."""
+    calls = [line for line in journal if "call" in line]
+    answered = {line["answer"] for line in journal if "answer" in line}
+    return calls[-1] if calls and calls[-1]["call"] not in answered else None
+
+
+def next_number(journal: list[Line]) -> int:
+    """Where the client's stream goes on."""
+    own = (line for line in journal if "call" in line and line["series"] == STREAM and not line["resent"])
+    return 1 + max((line["number"] for line in own), default=-1)

@@ -1,0 +1,1 @@
+"""The calls of each burst as a history for the checker of linearizability."""

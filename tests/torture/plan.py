@@ -1,0 +1,286 @@
+"""What each client does, as a pure function of the seed: a seed and a place name a step for ever, in any process.
+
+Where a hold's escrow item is needed, the step names the hold by its place; whoever does not know the answer of
+that hold sends it again.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from points_platform.wallets import (
+    EscrowHoldRequest,
+    EscrowPartialSettleRequest,
+    EscrowRefundRequest,
+    EscrowSettleRequest,
+    UserCreditRequest,
+)
+
+STREAM = 0
+KINDS = {
+    "credit": 15,
+    "hold": 27,
+    "finish": 28,
+    "resend": 9,
+    "mutate": 4,
+    "many": 5,
+    "session": 5,
+    "read": 7,
+}
+ENDS = {"settle": 5, "refund": 3, "partial_settle": 2}
+REQUESTS: dict[str, Any] = {
+    "credit": UserCreditRequest,
+    "hold": EscrowHoldRequest,
+    "settle": EscrowSettleRequest,
+    "refund": EscrowRefundRequest,
+    "partial_settle": EscrowPartialSettleRequest,
+}
+FLAWS = {None: 88, "token": 4, "expired": 2, "other_action": 2, "amount": 2, "user": 2}
+UNAUTHORIZED = ("token", "expired", "other_action")
+MUTATIONS = ("amount", "reason", "metadata", "queue_item_id", "model_id")
+# How far back a step looks for a hold to end, or a step to send again.
+WINDOW = 60
+HOT_USERS, HOT_MODELS, CROWD_USERS, CROWD_MODELS = 3, 2, 200, 20
+LIMIT = 2**53 - 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step stands: in the client's own stream, or in a burst, in which several clients meet."""
+
+    client: str
+    series: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.client}/{self.series}/{self.number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """One operation to be sent. ``hold`` is the place of the hold that it ends, ``flaw`` what is wrong about it."""
+
+    key: str
+    operation: str
+    user: str
+    model: str = ""
+    amount: int = 0
+    refunded: int = 0
+    queue_item: str = ""
+    metadata: str | None = None
+    hold: Place | None = None
+    flaw: str | None = None
+    mutation: str | None = None
+
+    @property
+    def authorized(self) -> bool:
+        return self.flaw not in UNAUTHORIZED
+
+    def request(self, escrow_id: str | None = None, *, request_id: str = "request") -> Any:
+        """The request; for the end of a hold with the id that the hold was answered with."""
+        fields: dict[str, Any] = {
+            "idempotency_key": self.key,
+            "request_id": request_id,
+            "user_id": self.user,
+            "reason": f"torture_{self.operation}",
+            "metadata": None if self.metadata is None else {"note": self.metadata},
+        }
+        if self.operation == "hold":
+            fields |= {"feature_type": "song"}
+        if self.operation == "partial_settle":
+            fields |= {"refund_amount": self.refunded, "settle_amount": self.amount - self.refunded}
+        else:
+            fields |= {"amount": self.amount}
+        if self.operation in ("settle", "partial_settle"):
+            fields |= {"model_id": self.model}
+        if self.operation != "credit":
+            fields |= {"queue_item_id": self.queue_item}
+        if self.operation in ENDS:
+            fields |= {"escrow_id": escrow_id}
+        made = request_of(self.operation, fields)
+        return made if self.mutation is None else _mutated(made, self.mutation)
+
+
+def request_of(operation: str, fields: dict[str, Any]) -> Any:
+    """The request that has these fields."""
+    return REQUESTS[operation](**fields)
+
+
+def _mutated(request: Any, field: str) -> Any:
+    """The request with another value in that field, or, where it has no such field, with another reason."""
+    if field == "amount":
+        field = next(name for name in ("amount", "settle_amount") if hasattr(request, name))
+    changed: dict[str, Callable[[], Any]] = {
+        "amount": lambda: request.amount - 1 or 2,
+        "settle_amount": lambda: request.settle_amount - 1 or 2,
+        "metadata": lambda: {"note": "changed"},
+        "queue_item_id": lambda: "another-queue-item",
+        "model_id": lambda: "another-model",
+    }
+    if field not in changed or not hasattr(request, field):
+        return replace(request, reason="another_reason")
+    return replace(request, **{field: changed[field]()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a client does next: ``one`` operation, ``many`` in a batch or in a caller's ``session``, or a ``read``."""
+
+    place: Place
+    kind: str
+    intents: tuple[Intent, ...]
+    atomic: bool = False
+    commits: bool = True
+    resent: bool = False
+
+
+class Plan:
+    """All steps of all clients."""
+
+    def __init__(self, seed: str, clients: Sequence[str]) -> None:
+        self._seed = seed
+        self.clients = tuple(clients)
+        self._kind_at = lru_cache(maxsize=65_536)(self._draw_kind)
+
+    def step(self, place: Place) -> Step:
+        """The step at a place."""
+        kind = self._kind_at(place)
+        random = self._random(place, "step")
+        if kind in ("credit", "hold", "finish"):
+            return Step(place=place, kind="one", intents=(self._intent(place),))
+        if kind == "many":
+            return self._many(place, random)
+        if kind == "session":
+            intents = tuple(self._intent(place, part, random) for part in range(random.randint(1, 3)))
+            return Step(place=place, kind="session", intents=intents, commits=random.random() < 0.8)
+        if kind == "read":
+            return Step(place=place, kind="read", intents=(self._read(place, random),))
+        return self._again(place, random, mutated=kind == "mutate")
+
+    def stream(self, client: str, start: int = 0) -> Iterator[Step]:
+        """The client's own steps, for ever."""
+        number = start
+        while True:
+            yield self.step(Place(client, STREAM, number))
+            number += 1
+
+    def members(self, burst: int) -> list[str]:
+        """Who takes part in a burst."""
+        random = self._random(burst)
+        return random.sample(self.clients, min(len(self.clients), random.randint(3, 5)))
+
+    def burst(self, client: str, burst: int) -> list[Step]:
+        """The client's steps in a burst, on wallets that only this burst uses."""
+        count = self._random(client, burst).randint(3, 5)
+        return [self.step(Place(client, burst, number)) for number in range(count)]
+
+    def _draw_kind(self, place: Place) -> str:
+        random = self._random(place)
+        if place.series != STREAM and place.number == 0:
+            return "credit" if random.random() < 0.7 else "hold"
+        kind: str = _choice(random, KINDS)
+        return kind
+
+    def _intent(self, place: Place, part: int | None = None, random: random.Random | None = None) -> Intent:
+        """The one operation of a step, or one part of several."""
+        key = str(place) if part is None else f"{place}/{part}"
+        operation = self._kind_at(place)
+        random = random or self._random(place, "intent")
+        if part is not None:
+            operation = random.choice(("credit", "hold", "finish"))
+        hold = self._earlier(place, random, ("hold",)) if operation == "finish" else None
+        if operation == "finish" and hold is not None:
+            return self._end(key, self._intent(hold), hold, random)
+        return self._begin(key, "credit" if operation == "credit" else "hold", place, random)
+
+    def _begin(self, key: str, operation: str, place: Place, random: random.Random) -> Intent:
+        user, _ = self._wallets(place, random)
+        amount = random.randint(50, 300) if operation == "credit" else random.randint(1, 60)
+        return Intent(
+            key=key,
+            operation=operation,
+            user=user,
+            amount=LIMIT if operation == "hold" and random.random() < 0.01 else amount,
+            queue_item=f"queue-{random.randrange(50)}" if operation == "hold" else "",
+            metadata=f"{key} ü\n'\"" if random.random() < 0.2 else None,
+        )
+
+    def _end(self, key: str, held: Intent, hold: Place, random: random.Random) -> Intent:
+        operation = _choice(random, ENDS) if held.amount > 1 else "settle"
+        flaw = _choice(random, FLAWS)
+        return Intent(
+            key=key,
+            operation=operation,
+            user="somebody-else" if flaw == "user" else held.user,
+            model=self._wallets(hold, random)[1],
+            amount=held.amount + (1 if flaw == "amount" and held.amount < LIMIT else 0),
+            refunded=random.randint(1, held.amount - 1) if operation == "partial_settle" else 0,
+            queue_item=held.queue_item,
+            hold=hold,
+            flaw=flaw,
+        )
+
+    def _many(self, place: Place, random: random.Random) -> Step:
+        kind = random.choice(("credit", "hold", "settle", "refund"))
+        count = random.randint(2, 4 if place.series else 20)
+        if kind in ("credit", "hold"):
+            intents = [self._begin(f"{place}/{part}", kind, place, random) for part in range(count)]
+        else:
+            holds = {self._earlier(place, random, ("hold",)) for _ in range(count)} - {None}
+            ends = [
+                self._end(f"{place}/{part}", self._intent(hold), hold, random)
+                for part, hold in enumerate(sorted(filter(None, holds), key=str))
+            ]
+            intents = [replace(end, operation=kind, refunded=0) for end in ends]
+        if not intents:
+            intents = [self._begin(f"{place}/0", "credit", place, random)]
+        return Step(place=place, kind="many", intents=tuple(intents), atomic=random.random() < 0.4)
+
+    def _read(self, place: Place, random: random.Random) -> Intent:
+        user, model = self._wallets(place, random)
+        what = random.choice(("user_balance", "user_balance", "model_balance", "escrow"))
+        hold = self._earlier(place, random, ("hold",)) if what == "escrow" else None
+        if what == "escrow" and hold is None:
+            what = "user_balance"
+        return Intent(key=str(place), operation=what, user=user, model=model, hold=hold)
+
+    def _again(self, place: Place, random: random.Random, *, mutated: bool) -> Step:
+        """A step that was sent before, by this client or another one; or its key with another payload."""
+        kinds = ("credit", "hold", "finish") if mutated else ("credit", "hold", "finish", "many")
+        target = self._earlier(place, random, kinds, own=mutated)
+        if target is None:
+            return Step(place=place, kind="one", intents=(self._begin(str(place), "credit", place, random),))
+        step = replace(self.step(target), resent=True)
+        if mutated:
+            step = replace(step, intents=(replace(step.intents[0], mutation=random.choice(MUTATIONS)),))
+        return step
+
+    def _earlier(
+        self, place: Place, random: random.Random, kinds: tuple[str, ...], *, own: bool = False
+    ) -> Place | None:
+        """The place of an earlier step of one of these kinds, of this client or (one time in four) of another."""
+        client = place.client
+        if not own and random.random() < (0.5 if place.series else 0.25):
+            client = random.choice(self.members(place.series) if place.series else self.clients)
+        numbers = range(max(0, place.number - WINDOW), place.number)
+        if client != place.client and place.series:
+            numbers = range(3)
+        earlier = [Place(client, place.series, number) for number in numbers]
+        found = [each for each in earlier if self._kind_at(each) in kinds]
+        return random.choice(found[-12:]) if found else None
+
+    def _wallets(self, place: Place, random: random.Random) -> tuple[str, str]:
+        if place.series:
+            return f"burst-{place.series}-user-{random.randrange(2)}", f"burst-{place.series}-model"
+        if random.random() < 0.5:
+            return f"hot-user-{random.randrange(HOT_USERS)}", f"hot-model-{random.randrange(HOT_MODELS)}"
+        return f"user-{random.randrange(CROWD_USERS)}", f"model-{random.randrange(CROWD_MODELS)}"
+
+    def _random(self, *what: object) -> random.Random:
+        return random.Random(f"{self._seed} {' '.join(map(str, what))}")
+
+
+def _choice(random: random.Random, weights: dict[Any, int]) -> Any:
+    return random.choices(list(weights), list(weights.values()))[0]

@@ -1,0 +1,338 @@
+"""The judge sees every kind of lie: each is told once, in a story that is otherwise true."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from points_platform.core import Database
+from points_platform.events import EVENT_TYPES, EventBus
+from points_platform.ledger import LedgerService
+from points_platform.queue import QueueAuthorizer
+from points_platform.wallets import WalletService
+from support.world import World
+
+from .bursts import histories
+from .client import SECRET, Client, next_number, note, unfinished
+from .history import Call, Ledger, calls_of, without_flag
+from .journal import Journal, Line, lines
+from .judge import judge, unacknowledged
+from .linearizability import explain
+from .moments import look
+from .plan import Plan
+
+CLIENTS = ("0.0", "1.0")
+STEPS = 120
+Story = tuple[list[Call], Ledger]
+
+
+@pytest.fixture
+def story(database: Database, tmp_path: Path) -> Story:
+    """What two clients did in turn, with nothing in their way."""
+    bus = EventBus()
+    for event_type in EVENT_TYPES:
+        bus.subscribe(event_type, note)
+    wallets = WalletService(LedgerService(database), authorizer=QueueAuthorizer(SECRET), events=bus)
+    plan = Plan("a story", CLIENTS)
+    clients = [Client(name, plan, Journal(tmp_path, name), database, wallets, 0) for name in CLIENTS]
+    streams = [plan.stream(name) for name in CLIENTS]
+    for number in range(STEPS):
+        for client, stream in zip(clients, streams, strict=True):
+            client.carry_out(next(stream))
+            for step in plan.burst(client.name, number // 10 + 1)[number % 10 : number % 10 + 1]:
+                client.carry_out(step)
+    return told(database, tmp_path)
+
+
+def told(database: Database, folder: Path) -> Story:
+    calls = [call for name in CLIENTS for call in calls_of(name, lines(folder, name))]
+    with database.snapshot() as connection:
+        return calls, Ledger.read(connection)
+
+
+def checks(calls: list[Call], ledger: Ledger) -> set[str]:
+    return {finding.check for finding in judge(calls, ledger)}
+
+
+def test_a_true_story_has_nothing_against_it(story: Story, database: Database) -> None:
+    calls, ledger = story
+    assert list(judge(calls, ledger)) == []
+    assert not unacknowledged(calls)
+    assert {call.form for call in calls} == {"one", "many", "session", "read"}
+    found = histories(calls)
+    assert found
+    assert all(explain(history) is None for history in found.values())
+    acknowledged = {outcome["transaction_id"] for call in calls if call.committed for _, outcome in call.successes()}
+    assert list(look(database, acknowledged)) == []
+    assert [*look(database, {"another"})] == ["another: acknowledged, and not in the ledger"]
+
+
+def success(calls: list[Call], operation: str = "hold") -> tuple[Call, Line]:
+    """A single call that was the first of its key, and its answer."""
+    return next(
+        (call, outcome)
+        for call in calls
+        if call.form == "one" and call.events
+        for part, outcome in call.successes()
+        if part["operation"] == operation and not outcome["replayed"]
+    )
+
+
+def refusal(calls: list[Call], code: str) -> tuple[Call, Line]:
+    return next(
+        (call, outcome)
+        for call in calls
+        for _, outcome in call.outcomes()
+        if call.form == "one" and outcome.get("code") == code
+    )
+
+
+def read(calls: list[Call]) -> tuple[Call, Line]:
+    return next(
+        (call, outcome)
+        for call in calls
+        if call.form == "read"
+        for _, outcome in call.outcomes()
+        if outcome.get("available", 0) and outcome["version"] > 1
+    )
+
+
+def lose(calls: list[Call], ledger: Ledger) -> None:
+    _, outcome = success(calls)
+    lost = ledger.transactions.pop(outcome["transaction_id"])
+    del ledger.by_key[lost["owner_id"], lost["operation"], lost["idempotency_key"]]
+
+
+def misstate(calls: list[Call], ledger: Ledger) -> None:
+    success(calls)[1]["escrow_balance"] += 1
+
+
+def claim_a_replay(calls: list[Call], ledger: Ledger) -> None:
+    success(calls)[1]["replayed"] = True
+
+
+def invent(calls: list[Call], ledger: Ledger) -> None:
+    ledger.transactions[success(calls)[1]["transaction_id"]]["request_id"] = "nobody"
+
+
+def move_more(calls: list[Call], ledger: Ledger) -> None:
+    entries = ledger.transactions[success(calls)[1]["transaction_id"]]["entries"]
+    entries["escrow"]["amount"] += 1
+
+
+def change_the_reason(calls: list[Call], ledger: Ledger) -> None:
+    ledger.transactions[success(calls)[1]["transaction_id"]]["reason"] = "another_reason"
+
+
+def refuse_what_was_done(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = success(calls)
+    details = {"required": 10**9, "available": 0}
+    call.answer = {
+        "at": call.returned,
+        "error": {"code": "insufficient_balance", "retryable": False, "details": details},
+    }
+
+
+def fail_what_was_done(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = success(calls)
+    error = {"code": "optimistic_lock", "retryable": True, "details": {"attempts": 4}}
+    call.answer = {"at": call.returned, "error": error}
+
+
+def refuse_falsely(calls: list[Call], ledger: Ledger) -> None:
+    refusal(calls, "insufficient_balance")[1]["details"]["available"] = -1
+
+
+def refuse_for_no_reason(calls: list[Call], ledger: Ledger) -> None:
+    refusal(calls, "insufficient_balance")[1]["code"] = "idempotency_conflict"
+
+
+def call_it_final(calls: list[Call], ledger: Ledger) -> None:
+    refusal(calls, "insufficient_balance")[1]["code"] = "storage_unavailable"
+
+
+def end_what_is_held(calls: list[Call], ledger: Ledger) -> None:
+    _, outcome = refusal(calls, "escrow_already_processed")
+    ledger.items[outcome["details"]["escrow_id"]]["status"] = "held"
+
+
+def accept_a_bad_token(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = success(calls, "settle")
+    call.asked["parts"][0]["flaw"] = "token"
+
+
+def accept_a_mutation(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = success(calls)
+    call.asked["parts"][0]["mutation"] = "amount"
+
+
+def raise_something(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = read(calls)
+    call.answer = {"at": call.returned, "unexpected": "KeyError"}
+
+
+def announce_twice(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = success(calls)
+    call.events *= 2
+
+
+def announce_nothing(calls: list[Call], ledger: Ledger) -> None:
+    success(calls)[0].events.clear()
+
+
+def announce_what_is_not(calls: list[Call], ledger: Ledger) -> None:
+    success(calls)[0].events[0]["event_id"] = "nothing"
+
+
+def announce_for_another(calls: list[Call], ledger: Ledger) -> None:
+    (call, _), (other, _) = success(calls, "hold"), success(calls, "settle")
+    call.events, other.events = other.events, call.events
+
+
+def announce_another_balance(calls: list[Call], ledger: Ledger) -> None:
+    success(calls)[0].events[0]["new_available_balance"] += 1
+
+
+def answer_again_differently(calls: list[Call], ledger: Ledger) -> None:
+    call = next(call for call in calls if call.form == "one" and call.answer and call.answer.get("outcomes"))
+    other = copy.deepcopy(call)
+    assert other.answer is not None
+    other.answer["outcomes"][0]["new_available_balance"] = 10**9
+    calls.append(other)
+
+
+def keep_what_was_rolled_back(calls: list[Call], ledger: Ledger) -> None:
+    call = next(call for call in calls if call.form == "session" and call.committed and any(call.successes()))
+    assert call.answer is not None
+    call.answer["committed"] = False
+
+
+def read_something_else(calls: list[Call], ledger: Ledger) -> None:
+    read(calls)[1]["available"] += 1
+
+
+def read_the_past(calls: list[Call], ledger: Ledger) -> None:
+    _, balance = read(calls)
+    states = ledger.versions[f"user:{balance['user_id']}"]
+    balance |= {"version": 1, **{name: states[1].get(name, 0) for name in ("available", "escrow")}}
+
+
+def read_the_future(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = read(calls)
+    assert call.answer is not None
+    call.asked["at"] = call.answer["at"] = 0.0
+
+
+def answer_before_asking(calls: list[Call], ledger: Ledger) -> None:
+    call = max((call for call in calls if call.form == "one" and call.events), key=lambda call: call.invoked)
+    assert call.answer is not None
+    call.asked["at"] = call.answer["at"] = 0.0
+
+
+LIES: dict[Callable[[list[Call], Ledger], None], str] = {
+    lose: "answers are in the ledger",
+    misstate: "answers are in the ledger",
+    claim_a_replay: "answers are in the ledger",
+    invent: "effects were asked for",
+    move_more: "effects were asked for",
+    change_the_reason: "effects were asked for",
+    refuse_what_was_done: "effects were asked for",
+    fail_what_was_done: "effects were asked for",
+    refuse_falsely: "refusals are true",
+    refuse_for_no_reason: "refusals are true",
+    call_it_final: "refusals are true",
+    end_what_is_held: "refusals are true",
+    accept_a_bad_token: "effects were asked for",
+    accept_a_mutation: "answers are in the ledger",
+    raise_something: "documented errors",
+    announce_twice: "events",
+    announce_nothing: "events",
+    announce_what_is_not: "events",
+    announce_for_another: "events",
+    announce_another_balance: "events",
+    answer_again_differently: "one answer for ever",
+    keep_what_was_rolled_back: "callers' transactions",
+    read_something_else: "real time",
+    read_the_past: "real time",
+    read_the_future: "real time",
+    answer_before_asking: "real time",
+}
+
+
+def test_every_lie_is_seen(story: Story) -> None:
+    for lie, check in LIES.items():
+        calls, ledger = copy.deepcopy(story)
+        lie(calls, ledger)
+        assert check in checks(calls, ledger), lie.__name__
+
+
+def test_points_from_nowhere_are_seen_at_a_moment(world: World) -> None:
+    world.credit()
+    assert list(look(world.database, set())) == []
+    change = "UPDATE user_wallets SET available = available + {}"
+    with world.database.engine.begin() as connection:
+        connection.exec_driver_sql(change.format(1))
+    found = list(look(world.database, set()))
+    with world.database.engine.begin() as connection:
+        connection.exec_driver_sql(change.format(-1))
+    assert found[0] == "the wallets have 101 points, credited were 100"
+    assert "user_wallet_differs" in found[1]
+
+
+def test_what_was_not_answered_is_to_be_sent_again() -> None:
+    part = {"operation": "hold", "key": "k", "flaw": None, "mutation": None, "request": {"user_id": "ana"}}
+    asked = {"call": "a", "form": "one", "parts": [part]}
+    refused = {"error": {"code": "insufficient_balance", "retryable": False, "details": {}}}
+    contended = {"error": {"code": "optimistic_lock", "retryable": True, "details": {}}}
+    done = {"outcomes": [{"transaction_id": "t"}]}
+    key = ("user:ana", "hold", "k")
+    stories: list[tuple[list[Line | None], set[tuple[str, str, str]]]] = [
+        ([None], {key}),
+        ([contended], {key}),
+        ([refused], set()),
+        ([refused, None], {key}),
+        ([None, done], set()),
+        ([done, contended], set()),
+    ]
+    for answers, expected in stories:
+        calls = [Call("0.0", asked, answer) for answer in answers]
+        assert set(unacknowledged(calls)) == expected
+    flawed = {**asked, "parts": [part | {"flaw": "token"}, part | {"mutation": "amount"}]}
+    assert not unacknowledged([Call("0.0", flawed)])
+
+
+def test_a_torn_line_is_not_read_and_the_stream_goes_on_behind_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "0.0")
+    asked: dict[str, Any] = {"form": "one", "series": 0, "resent": False, "parts": []}
+    journal.write(call="a", number=0, **asked)
+    journal.write(answer="a", outcomes=[])
+    journal.write(call="b", number=1, **asked)
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes() + b'{"call": "c", "numb')
+    read_again = list(lines(tmp_path, "0.0"))
+    assert [line.get("call") for line in read_again] == ["a", None, "b"]
+    last = unfinished(read_again)
+    assert last is not None
+    assert last["call"] == "b"
+    assert next_number(read_again) == 2
+
+
+def test_a_client_recovers_what_it_had_sent_before_its_death(database: Database, tmp_path: Path) -> None:
+    wallets = WalletService(LedgerService(database), authorizer=QueueAuthorizer(SECRET))
+    plan = Plan("a story", CLIENTS)
+    steps = plan.stream("0.0")
+    client = Client("0.0", plan, Journal(tmp_path, "0.0"), database, wallets, 0)
+    for _ in range(15):
+        client.carry_out(next(steps))
+    first = next(
+        call for call in calls_of("0.0", lines(tmp_path, "0.0")) if call.form == "one" and any(call.successes())
+    )
+    Client("0.0", plan, Journal(tmp_path, "0.0"), database, wallets, 1).recover(first.asked)
+    *_, last = calls_of("0.0", lines(tmp_path, "0.0"))
+    assert last.asked["resent"]
+    assert last.name != first.name
+    assert first.answer
+    assert last.answer
+    assert list(map(without_flag, last.answer["outcomes"])) == list(map(without_flag, first.answer["outcomes"]))

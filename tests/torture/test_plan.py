@@ -1,0 +1,87 @@
+"""A seed reproduces what a client does, in any process."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .plan import MUTATIONS, Place, Plan, Step
+
+CLIENTS = ("0.0", "0.1", "1.0", "1.1")
+TESTS = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return Plan("7", CLIENTS)
+
+
+def first(plan: Plan, count: int = 400, client: str = "0.0") -> list[Step]:
+    return list(itertools.islice(plan.stream(client), count))
+
+
+def test_a_seed_reproduces_the_steps_in_another_process(plan: Plan) -> None:
+    program = (
+        "import itertools; from torture.plan import Plan; plan = Plan('7', ('0.0', '0.1', '1.0', '1.1'));"
+        "print(*itertools.islice(plan.stream('0.0'), 400), plan.members(5), *plan.burst('1.0', 5), sep='\\n')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "12345"}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    expected = [*first(plan), plan.members(5), *plan.burst("1.0", 5)]
+    assert ran.stdout.splitlines() == [str(each) for each in expected]
+
+
+def test_a_step_does_not_depend_on_the_steps_before_it(plan: Plan) -> None:
+    assert Plan("7", CLIENTS).step(Place("0.0", 0, 300)) == first(plan)[300]
+    assert list(itertools.islice(plan.stream("0.0", 300), 5)) == first(plan)[300:305]
+
+
+def test_other_seeds_and_other_clients_do_something_else(plan: Plan) -> None:
+    assert first(Plan("8", CLIENTS), 20) != first(plan, 20)
+    assert [step.intents for step in first(plan, 20, "0.1")] != [step.intents for step in first(plan, 20)]
+
+
+def test_everything_that_is_promised_occurs(plan: Plan) -> None:
+    steps = first(plan, 3000)
+    seen = Counter(step.kind for step in steps)
+    seen.update(intent.operation for step in steps for intent in step.intents)
+    seen.update(f"flaw {intent.flaw}" for step in steps for intent in step.intents)
+    seen.update(f"mutation {intent.mutation}" for step in steps for intent in step.intents)
+    expected = {"one", "many", "session", "read", "credit", "hold", "settle", "refund", "partial_settle"}
+    expected |= {"user_balance", "model_balance", "escrow"}
+    expected |= {f"flaw {flaw}" for flaw in (None, "token", "expired", "other_action", "amount", "user")}
+    assert expected | {f"mutation {field}" for field in MUTATIONS} <= set(seen)
+    assert {step.atomic for step in steps if step.kind == "many"} == {True, False}
+    assert {step.commits for step in steps if step.kind == "session"} == {True, False}
+    senders = {step.place.client for step in steps if step.resent}
+    assert senders == set(CLIENTS), "keys are sent again from other processes too"
+
+
+def test_what_is_sent_again_is_what_was_sent(plan: Plan) -> None:
+    again = [step for step in first(plan, 1000) if step.resent and step.intents[0].mutation is None]
+    assert again
+    for step in again:
+        assert step.intents == plan.step(step.place).intents
+
+
+def test_a_mutation_is_another_request_under_the_same_key(plan: Plan) -> None:
+    mutated = [step for step in first(plan, 2000) if step.intents[0].mutation is not None]
+    assert mutated
+    for step in mutated:
+        [intent], [original] = step.intents, plan.step(step.place).intents
+        given, before = (vars(each.request("e")) for each in (intent, original))
+        assert given["idempotency_key"] == before["idempotency_key"]
+        assert len([name for name in before if given[name] != before[name]]) == 1
+
+
+def test_a_burst_keeps_to_its_own_wallets(plan: Plan) -> None:
+    for burst in range(1, 40):
+        members = plan.members(burst)
+        assert 3 <= len(members) <= len(CLIENTS)
+        for step in (step for member in members for step in plan.burst(member, burst)):
+            users = {intent.user for intent in step.intents} - {"somebody-else"}
+            assert all(user.startswith(f"burst-{burst}-") for user in users)
