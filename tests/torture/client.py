@@ -33,6 +33,24 @@ ENDS = ("settle", "refund", "partial_settle")
 AFTER_FAILURE = 0.02
 
 
+@dataclass(frozen=True)
+class Part:
+    """One operation of a call, as it is sent: with its authorization where it needs one."""
+
+    intent: Intent
+    request: Any
+    permission: tuple[Any, ...] = ()
+
+    def described(self) -> Line:
+        """What the journal has of it."""
+        request = self.request if isinstance(self.request, dict) else fields_of(self.request)
+        names = ("operation", "key", "flaw", "mutation")
+        return {name: getattr(self.intent, name) for name in names} | {
+            "request": request,
+            "authorization": _id_of(self.permission[0]) if self.permission else None,
+        }
+
+
 @dataclass
 class Memory:
     """What a client has been told since its process began."""
@@ -84,30 +102,27 @@ class Client:
 
     def _send(self, step: Step, requests: Sequence[tuple[Intent, Any]]) -> Line:
         """Send the requests, each with the id of this call, by which the ledger tells whose call has had an effect."""
-        call = f"{self.name}-{self._incarnation}-{self._calls}"
-        parts = [(intent, replace(request, request_id=call)) for intent, request in requests]
+        call = self._next_call()
+        parts = [self._part(intent, replace(request, request_id=call)) for intent, request in requests]
         send = {"one": self._one, "many": self._many, "session": self._session}[step.kind]
         answer = self._call(call, step, parts, partial(send, step, parts))
         outcomes = answer.get("outcomes") or []
-        for (intent, _), outcome in zip(parts, outcomes, strict=False):
+        for part, outcome in zip(parts, outcomes, strict=False):
             if "transaction_id" in outcome and answer.get("committed", True):
-                self._memory.acknowledged.add(intent.key)
-                if intent.operation == "hold":
-                    self._memory.escrow_ids[intent.key] = outcome["escrow_id"]
+                self._memory.acknowledged.add(part.intent.key)
+                if part.intent.operation == "hold":
+                    self._memory.escrow_ids[part.intent.key] = outcome["escrow_id"]
         return answer
 
-    def _call(self, call: str, step: Step, parts: Sequence[tuple[Intent, Any]], send: Callable[[], Line]) -> Line:
+    def _next_call(self) -> str:
         self._calls += 1
-        described = [
-            {
-                "operation": intent.operation,
-                "key": intent.key,
-                "flaw": intent.flaw,
-                "mutation": intent.mutation,
-                "request": request if isinstance(request, dict) else fields_of(request),
-            }
-            for intent, request in parts
-        ]
+        return f"{self.name}-{self._incarnation}-{self._calls}"
+
+    def _part(self, intent: Intent, request: Any) -> Part:
+        permission = (self._authorization(intent, request),) if intent.operation in ENDS else ()
+        return Part(intent, request, permission)
+
+    def _call(self, call: str, step: Step, parts: Sequence[Part], send: Callable[[], Line]) -> Line:
         self.journal.write(
             call=call,
             form=step.kind,
@@ -115,7 +130,7 @@ class Client:
             number=step.place.number,
             atomic=step.atomic,
             resent=step.resent,
-            parts=described,
+            parts=[part.described() for part in parts],
         )
         current.client, current.call = self, call
         try:
@@ -129,31 +144,25 @@ class Client:
             time.sleep(AFTER_FAILURE)
         return answer
 
-    def _one(self, step: Step, parts: Sequence[tuple[Intent, Any]]) -> Line:
-        [(intent, request)] = parts
-        return {"outcomes": [fields_of(self._send_one(intent, request))]}
+    def _one(self, step: Step, parts: Sequence[Part]) -> Line:
+        [part] = parts
+        return {"outcomes": [fields_of(self._send_one(part))]}
 
-    def _send_one(self, intent: Intent, request: Any, **options: Any) -> Any:
-        method = getattr(self._wallets, METHODS[intent.operation])
-        permission = [self._authorization(intent, request)] if intent.operation in ENDS else []
-        return method(request, *permission, **options)
+    def _send_one(self, part: Part, **options: Any) -> Any:
+        return getattr(self._wallets, METHODS[part.intent.operation])(part.request, *part.permission, **options)
 
-    def _many(self, step: Step, parts: Sequence[tuple[Intent, Any]]) -> Line:
-        operation = step.intents[0].operation
-        send = getattr(self._wallets, f"{operation}_many")
-        authorized = operation in ENDS
-        asked = [
-            (request, self._authorization(intent, request)) if authorized else request for intent, request in parts
-        ]
+    def _many(self, step: Step, parts: Sequence[Part]) -> Line:
+        send = getattr(self._wallets, f"{parts[0].intent.operation}_many")
+        asked = [(part.request, *part.permission) if part.permission else part.request for part in parts]
         return {"outcomes": [_outcome_of(answer) for answer in send(asked, atomic=step.atomic)]}
 
-    def _session(self, step: Step, parts: Sequence[tuple[Intent, Any]]) -> Line:
+    def _session(self, step: Step, parts: Sequence[Part]) -> Line:
         """What a host does in a transaction of its own; ``committed`` is ``None`` where nobody knows."""
         answer: Line = {"outcomes": [], "committed": False}
         try:
             with Session(self._database.engine) as session:
-                for intent, request in parts:
-                    outcome = self._try_in(session, intent, request)
+                for part in parts:
+                    outcome = self._try_in(session, part)
                     answer["outcomes"].append(outcome)
                     if outcome.get("retryable"):
                         return answer
@@ -165,9 +174,9 @@ class Client:
             answer["host_error"] = str(error)
         return answer
 
-    def _try_in(self, session: Session, intent: Intent, request: Any) -> Line:
+    def _try_in(self, session: Session, part: Part) -> Line:
         try:
-            return fields_of(self._send_one(intent, request, session=session))
+            return fields_of(self._send_one(part, session=session))
         except WalletError as error:
             return refusal_of(error)
 
@@ -181,8 +190,7 @@ class Client:
         else:
             request = {"user_id": intent.user} if intent.operation == "user_balance" else {"model_id": intent.model}
         read = getattr(self._wallets, f"get_{intent.operation}")
-        call = f"{self.name}-{self._incarnation}-{self._calls}"
-        self._call(call, step, [(intent, request)], lambda: {"outcomes": [_found(read, request)]})
+        self._call(self._next_call(), step, [Part(intent, request)], lambda: {"outcomes": [_found(read, request)]})
 
     def _escrow_id(self, hold: Place) -> str | None:
         """The item that a hold has made; its request is sent again if this process has not heard of it.
@@ -207,10 +215,19 @@ class Client:
         genuine = self._queue.authorize(request)
         if intent.flaw != "expired":
             return genuine
-        claims = jwt.decode(genuine.token, options={"verify_signature": False})
+        claims = _claims(genuine)
         past = {name: claims[name] - 86_400 for name in ("iat", "nbf", "exp")}
         header = jwt.get_unverified_header(genuine.token)
         return replace(genuine, token=jwt.encode(claims | past, SECRET, "HS256", headers=header))
+
+
+def _claims(authorization: Any) -> Line:
+    claims: Line = jwt.decode(authorization.token, options={"verify_signature": False})
+    return claims
+
+
+def _id_of(authorization: Any) -> str:
+    return str(_claims(authorization)["jti"])
 
 
 def _outcome_of(answer: Any) -> Line:

@@ -150,6 +150,8 @@ def _effects(calls: dict[str, Call], ledger: Ledger) -> Findings:
             each["transaction_id"] != transaction["transaction_id"] for _, each in call.successes()
         ):
             yield f"{call.name}: {key} is in the ledger, but the answer was {call.answer}"
+        if part["authorization"] != transaction["authorization_id"]:
+            yield f"{call.name}: {key} was permitted by {part['authorization']}, not {transaction['authorization_id']}"
         yield from _differences(call, part["request"], transaction)
 
 

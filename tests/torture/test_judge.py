@@ -126,6 +126,10 @@ def change_the_reason(calls: list[Call], ledger: Ledger) -> None:
     ledger.transactions[success(calls)[1]["transaction_id"]]["reason"] = "another_reason"
 
 
+def permit_by_another(calls: list[Call], ledger: Ledger) -> None:
+    ledger.transactions[success(calls, "settle")[1]["transaction_id"]]["authorization_id"] = "another"
+
+
 def refuse_what_was_done(calls: list[Call], ledger: Ledger) -> None:
     call, _ = success(calls)
     details = {"required": 10**9, "available": 0}
@@ -238,6 +242,7 @@ LIES: dict[Callable[[list[Call], Ledger], None], str] = {
     invent: "effects were asked for",
     move_more: "effects were asked for",
     change_the_reason: "effects were asked for",
+    permit_by_another: "effects were asked for",
     refuse_what_was_done: "effects were asked for",
     fail_what_was_done: "effects were asked for",
     refuse_falsely: "refusals are true",
