@@ -29,7 +29,7 @@ PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
 KeyMaterial = str | bytes | PrivateKey | PublicKey
 
-# The members that RFC 7638 has in a thumbprint, per key type.
+# The members that RFC 7638 has in a thumbprint, per key type, in its order.
 THUMBPRINT_MEMBERS = {"oct": ("k", "kty"), "OKP": ("crv", "kty", "x"), "EC": ("crv", "kty", "x", "y")}
 
 
@@ -95,5 +95,5 @@ def _refused(value: str) -> InvalidRequestError:
 def _thumbprint(algorithm: str, verifying: Any) -> str:
     jwk: dict[str, Any] = get_algorithm_by_name(algorithm).to_jwk(verifying, as_dict=True)
     members = {name: jwk[name] for name in THUMBPRINT_MEMBERS[jwk["kty"]]}
-    digest = hashlib.sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest()
+    digest = hashlib.sha256(json.dumps(members, separators=(",", ":")).encode()).digest()
     return urlsafe_b64encode(digest).decode().rstrip("=")
