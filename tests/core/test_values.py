@@ -2,6 +2,8 @@
 
 import base64
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -19,15 +21,21 @@ from points_platform.core.values import (
     OptionalCode,
     Points,
     canonical_json,
+    check_code,
+    check_count,
+    check_identifier,
     check_limit,
     check_metadata,
     check_points,
+    check_reason,
     check_time,
     checks_of,
     decode_cursor,
     encode_cursor,
+    id_at,
     new_id,
     now,
+    time_of,
 )
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -51,6 +59,27 @@ def test_ids_are_uuids_of_version_7_that_sort_by_creation() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("at", "smallest"),
+    [
+        (NOON, "019ca945-0a7b-7000-8000-000000000000"),
+        (datetime(1970, 1, 1, 0, 0, 0, 1999, tzinfo=UTC), "00000000-0001-7000-8000-000000000000"),
+        (datetime(1969, 12, 31, tzinfo=UTC), "00000000-0000-7000-8000-000000000000"),
+    ],
+)
+def test_the_smallest_id_of_a_millisecond_tells_its_time(at: datetime, smallest: str) -> None:
+    assert id_at(at) == smallest
+    first = max(at, datetime(1970, 1, 1, tzinfo=UTC))
+    assert time_of(smallest) == first.replace(microsecond=first.microsecond // 1000 * 1000)
+    assert time_of(smallest).tzinfo is UTC
+
+
+def test_an_id_tells_when_it_was_made_and_sorts_after_the_smallest_of_that_time() -> None:
+    before, made, after = now(), new_id(), now()
+    assert before - timedelta(milliseconds=1) < time_of(made) <= after
+    assert id_at(time_of(made)) <= made < id_at(time_of(made) + timedelta(milliseconds=1))
+
+
 def test_now_is_aware_utc_with_microseconds() -> None:
     with freeze_time(NOON):
         assert now() == NOON
@@ -68,6 +97,15 @@ def test_now_is_aware_utc_with_microseconds() -> None:
 )
 def test_a_time_is_brought_to_utc(given: datetime, expected: datetime) -> None:
     assert (check_time("at", given), check_time("at", given).tzinfo) == (expected, UTC)
+
+
+def test_a_time_is_brought_to_utc_wherever_the_machine_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "Asia/Kathmandu")
+        time.tzset()
+        read = check_time("at", NOON)
+    time.tzset()
+    assert (read, read.tzinfo) == (NOON, UTC)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +150,8 @@ def test_only_an_object_has_a_canonical_text(value: object) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
         canonical_json(value, "payload")
     assert (refusal.value.details["field"], refusal.value.details["value"]) == ("payload", value)
+    with pytest.raises(InvalidRequestError, match="metadata must be a JSON object"):
+        canonical_json(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +175,39 @@ def test_a_checked_dataclass_checks_its_fields_and_the_inherited_ones() -> None:
         with pytest.raises(InvalidRequestError) as refusal:
             Counted(**fields)
         assert {refusal.value.details["field"]: refusal.value.details["value"]} == wrong
+
+
+POINTS = "a whole number (int) of points from 1 to 9007199254740991"
+METADATA = "a JSON object of at most 16384 bytes and 32 levels, without NaN"
+REFUSALS: list[tuple[Callable[[str, Any], Any], Any, str]] = [
+    (check_points, 0, f"{POINTS}, not 0"),
+    (check_points, True, f"{POINTS}, not True"),
+    (check_count, -1, "a whole number (int) from 0 to 9007199254740991, not -1"),
+    (check_limit, 1001, "a whole number from 1 to 1000, not 1001"),
+    (check_identifier, "", "a string of 1 to 128 printable characters, not ''"),
+    (check_reason, "A", "a code like [a-z][a-z0-9_]{0,63}, not 'A'"),
+    (check_code, "A", "a code like [a-z][a-z0-9_]{0,31}, not 'A'"),
+    (check_time, 0, "a datetime with a UTC offset, not 0"),
+    (
+        check_time,
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=1))),
+        "a time between the years 1 and 9999, not datetime.datetime(1, 1,",
+    ),
+    (check_metadata, 1, f"{METADATA}, not 1"),
+    (check_metadata, {"a": "x" * 16384}, f"{METADATA}, not {{'a': "),
+    (check_metadata, {"a": float("nan")}, f"{METADATA}, not {{'a': nan}}"),
+    (lambda field, value: decode_cursor(field, value, str), "!", "a cursor that an earlier page returned, not '!'"),
+]
+
+
+@pytest.mark.parametrize(("check", "given", "expected"), REFUSALS)
+def test_a_refusal_names_the_field_and_says_what_it_must_be(
+    check: Callable[[str, Any], Any], given: Any, expected: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        check("the_field", given)
+    assert str(refusal.value).startswith(f"the_field must be {expected}")
+    assert (refusal.value.details["field"], refusal.value.details["value"]) == ("the_field", given)
 
 
 def test_a_page_has_1_to_1000_items() -> None:

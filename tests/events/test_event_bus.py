@@ -266,7 +266,7 @@ def test_a_receiver_that_raises_stops_no_other_is_logged_and_counted(
     assert bus.failures == len(failures) == len(caplog.records)
     for record in caplog.records:
         assert (record.name, record.levelno) == ("points_platform.events.service", logging.WARNING)
-        assert "event-77" in record.getMessage()
+        assert record.getMessage() == "a receiver failed on event event-77"
         assert record.exc_info is not None
         assert record.exc_info[1] is error
         fields = vars(record)

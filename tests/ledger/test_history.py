@@ -552,3 +552,55 @@ def test_an_account_may_be_given_as_a_plain_pair(afternoon: World) -> None:
     pair: Any = ("user:ana", "escrow")
     assert afternoon.ledger.balance_as_of(pair, "points", version=2) == 30
     assert afternoon.ledger.balance_as_of(Account("user:ana", Bucket.ESCROW), "points", version=2) == 30
+
+
+REFUSALS: dict[str, Callable[[LedgerService], object]] = {
+    "account must be an account id with a bucket, not 'user:ana'": (
+        lambda ledger: ledger.balance_as_of("user:ana", "points", version=1)  # type: ignore[arg-type]
+    ),
+    "account must be an account of a user or a model, not Account(": (
+        lambda ledger: ledger.balance_as_of(ISSUER, "points", version=1)
+    ),
+    "currency must be a code like [a-z][a-z0-9_]{0,31}, not 'P'": lambda ledger: ledger.balance_as_of(
+        ANA, "P", at=NOON
+    ),
+    "at must be given, or else version, and not both, not None": lambda ledger: ledger.balance_as_of(ANA, "points"),
+    "at must be a time that is not in the future, not datetime.datetime(9999,": (
+        lambda ledger: ledger.balance_as_of(ANA, "points", at=utc(9999, 1, 1))
+    ),
+    "version must be a version that the wallet has reached, not 9": (
+        lambda ledger: ledger.balance_as_of(ANA, "points", version=9)
+    ),
+    "bucket must be a bucket of a user, not 'earned'": (
+        lambda ledger: ledger.entries("user:ana", "points", bucket="earned")
+    ),
+    "account_id must be user:…, model:… or platform:issuer, not 'ana'": lambda ledger: ledger.entries("ana", "points"),
+    "period must be one of day, week, month, not 'year'": (
+        lambda ledger: ledger.earnings(
+            "luna", "points", period="year", timezone="UTC", since=NOON, until=NOON + MICROSECOND
+        )
+    ),
+    "timezone must be the name of a time zone, like Europe/Vienna, not 'Wien'": (
+        lambda ledger: ledger.earnings("luna", "points", period="day", timezone="Wien", since=NOON, until=NOON + HOUR)
+    ),
+    "until must be a time after since, not datetime.datetime(2025, 3, 1, 12,": (
+        lambda ledger: ledger.earnings("luna", "points", period="day", timezone="UTC", since=NOON, until=NOON)
+    ),
+    "until must be at most 1000 periods after since, not datetime.datetime(2028,": (
+        lambda ledger: ledger.earnings(
+            "luna", "points", period="day", timezone="UTC", since=NOON, until=utc(2028, 1, 1)
+        )
+    ),
+    "until must be periods between the years 1 and 9999, not datetime.datetime(9999,": (
+        lambda ledger: ledger.earnings(
+            "luna", "points", period="month", timezone="UTC", since=utc(9999, 12, 1), until=utc(9999, 12, 31)
+        )
+    ),
+}
+
+
+def test_a_refusal_says_what_was_given_and_what_was_expected(afternoon: World) -> None:
+    for message, call in REFUSALS.items():
+        with pytest.raises(InvalidRequestError) as refusal:
+            call(afternoon.ledger)
+        assert str(refusal.value).startswith(message)

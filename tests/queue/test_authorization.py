@@ -186,6 +186,16 @@ def test_an_authorization_is_frozen_and_keyword_only(authorizer: QueueAuthorizer
 
 
 @every_kind
+def test_an_authorization_shows_all_but_its_token(authorizer: QueueAuthorizer, kind: Kind) -> None:
+    authorization = authorize(authorizer, kind)
+    shown = (f"{f.name}={getattr(authorization, f.name)!r}" for f in fields(authorization) if f.name != "token")
+    assert repr(authorization) == str(authorization) == f"{kind.__name__}({', '.join(shown)})"
+    assert authorization.token not in repr(authorization)
+    nothing = ", ".join(f"{f.name}=None" for f in fields(kind) if f.name != "token")
+    assert repr(kind.__new__(kind)) == f"{kind.__name__}({nothing})", "also where a debugger sees it half built"
+
+
+@every_kind
 def test_a_token_can_be_verified_any_number_of_times(authorizer: QueueAuthorizer, kind: Kind) -> None:
     authorization = authorize(authorizer, kind)
     assert verify(authorizer, authorization) == verify(AuthorizationVerifier(SECRET), authorization)
@@ -222,6 +232,7 @@ def test_what_is_signed_is_the_plain_value_of_a_subclass(authorizer: QueueAuthor
     authorization = authorize(authorizer, kind, reason=TransactionReason.ADMIN_REFUND)
     assert type(authorization.reason) is str
     assert verify(authorizer, authorization)
+    assert verify(authorizer, replace(authorization, reason=TransactionReason.ADMIN_REFUND)), "nor does an envelope"
 
 
 @pytest.mark.parametrize(
@@ -645,6 +656,17 @@ def test_only_the_compact_form_is_a_token(authorizer: QueueAuthorizer, kind: Kin
         assert refusal(authorizer, replace(genuine, token=token)) == {"cause": "malformed"}, name
 
 
+def test_a_token_of_16_kib_is_read_and_a_longer_one_is_not(authorizer: QueueAuthorizer) -> None:
+    genuine = authorize(authorizer, QueueRefundAuthorization)
+    for header, claims in ((a, 11_500 + b) for a in range(4) for b in range(500)):
+        padded = resigned(genuine, {"padding": "x" * claims}, {"typ": "J" * header})
+        if len(padded.token) == 16 * 1024:
+            break
+    assert verify(authorizer, padded)
+    longer = resigned(genuine, {"padding": "x" * (claims + 1)}, {"typ": "J" * header})
+    assert refusal(authorizer, longer) == {"cause": "malformed"}
+
+
 @every_kind
 def test_unused_bits_of_a_segment_are_zero(authorizer: QueueAuthorizer, kind: Kind) -> None:
     """One token has one text: the last character of 32 bytes carries two bits that mean nothing."""
@@ -803,6 +825,24 @@ def test_more_headers_than_are_remembered_are_verified_all_the_same_and_none_let
         header, body, _ = other.token.split(".")
         forged = f"{header}.{body}.{part(hs256('another secret of at least 32 bytes')(f'{header}.{body}'.encode()))}"
         assert refusal(authorizer, replace(other, token=forged)) == {"cause": "signature"}
+
+
+def test_a_hundred_headers_that_signatures_have_proved_are_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, parsed = jwt.get_unverified_header, []
+
+    def noted(token: str) -> Json:
+        parsed.append(token)
+        return parse(token)
+
+    genuine = authorize(QueueAuthorizer(SECRET), QueueRefundAuthorization)
+    sent = [resigned(genuine, header={"typ": f"JWT-{number}"}) for number in range(101)]
+    another = [resigned(each, {"iat": EPOCH - 1, "nbf": EPOCH - 1}) for each in sent]
+    another = [replace(each, issued_at=NOW - SECOND) for each in another]
+    monkeypatch.setattr(jwt, "get_unverified_header", noted)
+    verifier = AuthorizationVerifier(SECRET)
+    for authorization in (*sent, *another):
+        assert verify(verifier, authorization)
+    assert parsed == [each.token for each in (*sent, another[-1])]
 
 
 def test_a_header_is_not_remembered_before_a_signature_has_proved_it(authorizer: QueueAuthorizer) -> None:

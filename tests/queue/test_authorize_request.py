@@ -56,4 +56,5 @@ def test_what_ends_no_hold_is_refused(world: World, wrong: Any) -> None:
     for request in (wrong, world.hold_request(), world.credit_request()):
         with pytest.raises(InvalidRequestError) as refusal:
             world.authorizer.authorize(request)
-        assert refusal.value.details["field"] == "request"
+        given = f"a {type(request).__name__}"
+        assert refusal.value.details == {"field": "request", "value": given, "expected": "one that ends a hold"}

@@ -3,8 +3,10 @@
 import hashlib
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
-from typing import Any
+from datetime import timedelta
+from typing import Any, cast
 
 import jwt
 import pytest
@@ -309,6 +311,47 @@ def test_a_verifier_with_several_public_keys_accepts_each_of_their_signers() -> 
 def test_also_accepted_keys_may_be_public_and_come_from_any_iterable() -> None:
     authorizer = QueueAuthorizer(SECRET, also_accept=(key.public_key() for key in (ED25519, P256)))
     assert all(works(QueueAuthorizer(key), authorizer) for key in (SECRET, ED25519, P256))
+
+
+# ── what a refusal says ──
+
+KEY = (
+    "key must be a secret of at least 32 bytes (HS256), or an Ed25519 (EdDSA) or P-256 (ES256) key, "
+    "as PEM text or as an object of cryptography's, not "
+)
+REFUSED: list[tuple[Callable[[], object], str]] = [
+    (lambda: AuthorizationKey.of("secret"), KEY + "'a secret of 6 bytes'"),
+    (lambda: AuthorizationKey.of("-----BEGIN"), KEY + "'a PEM text that cannot be read'"),
+    (
+        lambda: AuthorizationKey.of(public_bytes(P256, Encoding.DER)),
+        KEY + "'an asymmetric key in a form that is not read'",
+    ),
+    (lambda: AuthorizationKey.of(OF_OTHER_KINDS["RSA"]), KEY + "'a RSAPrivateKey'"),
+    (lambda: AuthorizationKey.of(OF_OTHER_KINDS["RSA"].public_key()), KEY + "'a RSAPublicKey'"),
+    (lambda: AuthorizationKey.of(cast(Any, 42)), KEY + "'a int'"),
+    (lambda: AuthorizationKey.of(SECRET, kid=""), "kid must be a string of 1 to 128 printable characters, not ''"),
+    (lambda: QueueAuthorizer(P256.public_key()), "key must be a key that can sign, not 'a public key'"),
+    (lambda: AuthorizationVerifier([]), "keys must be at least one key, not ()"),
+    (
+        lambda: AuthorizationVerifier(2 * [AuthorizationKey.of(SECRET, kid="same")]),
+        "kid must be another one for each key, not 'same'",
+    ),
+    (
+        lambda: AuthorizationVerifier(SECRET, leeway=timedelta(microseconds=-1)),
+        "leeway must be a timedelta from 0, not datetime.timedelta(days=-1, seconds=86399, microseconds=999999)",
+    ),
+    (
+        lambda: QueueAuthorizer(SECRET).authorize_refund(**ACTION, expires_in=timedelta(0)),
+        "expires_in must be a timedelta of 1 second to 365 days, not datetime.timedelta(0)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message[-30:] for _, message in REFUSED])
+def test_a_refusal_says_what_was_given_and_what_was_expected(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        make()
+    assert str(caught.value) == message
 
 
 # ── what a key does not tell ──

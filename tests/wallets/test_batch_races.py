@@ -373,6 +373,24 @@ def test_the_refusals_too_are_those_of_the_attempt_that_was_committed(server: Wo
     assert first.details == {"required": 51, "available": 50}
 
 
+def test_what_an_attempt_decided_is_no_answer_where_another_has_used_a_key_since_it_was_lost(server: World) -> None:
+    requests = [server.credit_request(user) for user in USERS[:2]]
+    theirs: list[Any] = []
+    with lost_at_first_commit(server, after=False), Database(server.database.engine.url) as database:
+        elsewhere = World(database)
+
+        def overtake(connection: Connection) -> None:
+            theirs.append(elsewhere.send(requests[0]))
+
+        event.listen(server.database.engine, "commit", overtake, once=True)
+        first, second = server.wallets.credit_many(requests)
+    assert not isinstance(first, WalletError)
+    assert not isinstance(second, WalletError)
+    assert (first, first.replayed, second.replayed) == (theirs[0], True, False)
+    assert server.ledger.transaction(second.transaction_id) is not None
+    assert announced(server) == [second.transaction_id]
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_atomic_a_connection_lost_at_the_commit_leads_to_one_effect(server: World, after: bool) -> None:
     requests = [server.credit_request(user) for user in USERS]

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from points_platform.core import (
     Database,
+    EscrowAlreadyProcessedError,
     EscrowNotFoundError,
     IdempotencyConflictError,
     InvalidAuthorizationError,
@@ -492,6 +493,19 @@ def test_what_one_item_takes_the_next_does_not_find_and_a_refusal_frees_its_key(
     assert (answers[4], answers[4].replayed) == (answers[0], True)
     world.credit(amount=31)
     assert not world.send(requests[1]).replayed
+
+
+@pytest.mark.parametrize("operation", ["settle", "refund"])
+def test_a_hold_that_one_item_ends_has_ended_for_the_next(world: World, operation: str) -> None:
+    first, *_ = batch(world, operation)
+    again = replace(first[0], idempotency_key="another")
+    done, refusal = many(world, operation, [first, (again, world.authorize(again))])
+    assert done.replayed is False
+    assert type(refusal) is EscrowAlreadyProcessedError
+    assert refusal.details == {
+        "escrow_id": again.escrow_id,
+        "status": {"settle": "settled", "refund": "refunded"}[operation],
+    }
 
 
 def test_a_batch_is_answered_from_the_ledger_where_no_cache_knows_it(url: str, world: World) -> None:

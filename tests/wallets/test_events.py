@@ -210,6 +210,8 @@ def test_a_bus_that_raises_changes_nothing(world: World, caplog: pytest.LogCaptu
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert [vars(record)["event_id"] for record in warnings] == [response.transaction_id]
     assert vars(warnings[0])["operation"] == operation
+    assert warnings[0].getMessage() == f"the event bus failed on event {response.transaction_id}"
+    assert warnings[0].exc_info is not None
 
 
 @every_operation

@@ -74,8 +74,8 @@ def audited(world: World, caplog: pytest.LogCaptureFixture, request: Any, **opti
     lines = records(caplog, AUDIT)
     assert len(lines) == 1
     assert lines[0].levelno == logging.INFO
-    assert response.transaction_id in lines[0].getMessage()
     told = structured(lines[0])
+    assert lines[0].getMessage() == f"{told['operation']} {response.transaction_id}"
     assert told["transaction_id"] == told["event_id"] == response.transaction_id
     assert told["occurred_at"] == response.timestamp
     return told

@@ -41,6 +41,31 @@ def field_refused(call: Callable[..., object], **arguments: Any) -> str:
     return field
 
 
+def test_a_refusal_says_what_was_given_and_what_was_expected(world: World) -> None:
+    identifier = "must be a string of 1 to 128 printable characters, not ''"
+    calls: dict[str, Callable[[], object]] = {
+        f"user_id {identifier}": lambda: world.wallets.get_user_balance(""),
+        f"model_id {identifier}": lambda: world.wallets.get_model_balance(""),
+        f"escrow_id {identifier}": lambda: world.wallets.get_escrow(""),
+        f"queue_item_id {identifier}": lambda: world.wallets.list_escrows(queue_item_id=""),
+        "currency must be a code like [a-z][a-z0-9_]{0,31}, not ''": lambda: world.wallets.get_user_balance("ana", ""),
+        "status must be one of held, settled, refunded, partially_settled, not 'lost'": (
+            lambda: world.wallets.list_escrows(status="lost")
+        ),
+        "status must be one of held, not 'settled'": (
+            lambda: world.wallets.list_escrows(status="settled", held_before=NOON)
+        ),
+        "user_id must be given, or queue_item_id, status or held_before, not None": world.wallets.list_escrows,
+        "limit must be a whole number from 1 to 1000, not 0": lambda: world.wallets.list_escrows(user_id="a", limit=0),
+    }
+    for message, call in calls.items():
+        with pytest.raises(InvalidRequestError) as refusal:
+            call()
+        assert str(refusal.value) == message
+    with pytest.raises(InvalidRequestError, match=f"^user_id {identifier}$"):
+        world.wallets.get_escrow("escrow-1", "")
+
+
 def test_an_unknown_user_or_model_has_nothing_and_reading_creates_nothing(world: World) -> None:
     world.credit()
     rows = world.snapshot()

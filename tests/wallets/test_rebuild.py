@@ -237,6 +237,19 @@ def test_a_row_that_somebody_put_right_meanwhile_is_left_alone(evening: World) -
     assert evening.snapshot() == rows
 
 
+def test_a_row_that_is_right_is_left_alone_also_where_another_is_unexplained(evening: World) -> None:
+    """A repair that took the other row's drift for its own would delete what is right."""
+    execute(evening, update(MODEL_WALLETS).values(version=9))
+    (drift,) = drifted(evening)
+    execute(evening, update(MODEL_WALLETS).values(version=2))
+    execute(evening, another(MODEL_WALLETS, LUNA, model_id="sol")(evening))
+    rows = evening.snapshot()
+    assert apply(evening.database, drift) is False
+    assert evening.snapshot() == rows
+    (unexplained,) = drifted(evening)
+    assert apply(evening.database, unexplained) is True
+
+
 def test_since_compares_what_was_touched_after_that_position_alone(evening: World) -> None:
     head = evening.ledger.seal().head
     execute(evening, update(USER_WALLETS).values(updated_at=LONG_AGO))

@@ -34,7 +34,8 @@ from points_platform.core import (
     WalletError,
 )
 from points_platform.core.statement import Statement
-from points_platform.wallets import WalletConfig, WalletService
+from points_platform.wallets import EscrowItem, EscrowStatus, WalletConfig, WalletService
+from points_platform.wallets.rules import State, presume
 from points_platform.wallets.single import STATEMENTS
 from points_platform.wallets.verify import verify
 from support.databases import PostgreSQLDatabases
@@ -48,6 +49,29 @@ ENDS = ("settle", "refund", "partial_settle")
 ALONE, READ = "one statement of the driver's", "a read"
 CARRIED_OUT, REFUSED = [ALONE], [ALONE, READ]
 ONE_TRY = WalletConfig(max_retry_attempts=0)
+
+
+def test_what_is_presumed_is_what_the_request_tells_and_nothing_of_what_the_hold_alone_knows(sqlite_url: str) -> None:
+    with Database(sqlite_url) as database:
+        world = World(database)
+        for currency in ("gems", None):
+            told = currency or ""
+            assert presume(world.credit_request(), currency, NOON) == State(currency=told)
+            assert presume(world.hold_request(amount=30), currency, NOON) == State(currency=told, available=30)
+            item = EscrowItem(
+                escrow_id="escrow-1",
+                user_id="ana",
+                currency=told,
+                amount=30,
+                status=EscrowStatus.HELD,
+                queue_item_id="queue-1",
+                feature_type="",
+                reason="",
+                metadata_json=None,
+                created_at=NOON,
+            )
+            for make in (world.settle_request, world.refund_request, world.partial_settle_request):
+                assert presume(make("escrow-1"), currency, NOON) == State(currency=told, item=item)
 
 
 @pytest.fixture

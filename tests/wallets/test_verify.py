@@ -657,7 +657,12 @@ def a_second_end_of_one_hold(p: Played) -> Any:
         .where(USER_WALLETS.c.user_id == "ana", USER_WALLETS.c.currency == "points")
         .values(available=70, escrow=0, version=7, updated_at=at["posted_at"]),
     ], [
-        ("escrow_ended_twice", {"escrow_id": p.items["1"]}, 1, 2),
+        (
+            "escrow_ended_twice",
+            {"escrow_id": p.items["1"], "transaction_ids": [p.ids["settle 1"], new["transaction_id"]]},
+            1,
+            2,
+        ),
         ("escrow_item_differs", of_item(p, "1"), {"status": "refunded"}, {"status": "settled"}),
         ("escrow_balance", ANA, 5, 0),
     ]
@@ -917,6 +922,23 @@ def copy_without_walls(played: Played, table: str) -> None:
 def own(url: str) -> Iterator[Played]:
     """An evening of a test's own, for damages to the tables themselves."""
     yield from play_on(url)
+
+
+def test_the_entries_of_one_transaction_on_one_wallet_have_one_time(own: Played) -> None:
+    """The entry that is read last is posted apart if it is the later one, and else into the past of the other."""
+    at, named = occurred(own, "hold gems"), []
+    for later, earlier in (("available", "escrow"), ("escrow", "available")):
+        own.tamper(
+            own.entry("hold gems", later, posted_at=at + timedelta(seconds=1)),
+            own.entry("hold gems", earlier, posted_at=at),
+        )
+        named += [each for each in findings(own) if each.kind.startswith("posted_")]
+    kinds = {each.kind: (str(each.expected), str(each.found)) for each in named}
+    times = tuple(sorted({time for each in kinds.values() for time in each}))
+    assert kinds == {"posted_apart": times, "posted_into_the_past": times[::-1]}
+    assert [dict(each.ids) | {"bucket": ""} for each in named] == 2 * [
+        own.of_entry("hold gems", "escrow") | {"bucket": ""}
+    ]
 
 
 def test_a_key_that_was_used_twice_is_named(own: Played) -> None:
