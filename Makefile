@@ -5,9 +5,11 @@ BIN := .venv/bin
 SOURCES := $(shell find platform -name '*.py' | LC_ALL=C sort)
 INSTALLED := .venv/installed-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 TESTS ?= tests
+# What decides is mutated in full, everything else by a sample.
+MODULES ?= core.values queue wallets.authorization wallets.requests wallets.rules wallets.unit_of_work
 
 .DEFAULT_GOAL := help
-.PHONY: help demo replay test lint check bench bench-short torture format lock clean
+.PHONY: help demo replay test lint check bench bench-short torture mutants format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +42,17 @@ torture: $(INSTALLED) ## faults, crashes and contention, and a judge: SECONDS= W
 	@PYTHONPATH=tests $(BIN)/python -m torture $(if $(SECONDS),--seconds '$(SECONDS)') $(if $(WORKERS),--workers '$(WORKERS)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(DATABASE),--database '$(DATABASE)') $(if $(PLANTED),--planted '$(PLANTED)')
 
+MUTMUT := ../../$(BIN)/mutmut
+SAMPLED = $(MUTMUT) results --all true | grep -o 'points_platform[^:]*' | grep -vF $(MODULES:%=-e points_platform.%.) \
+  | ../../$(BIN)/python -c 'import random, sys; print(*random.Random($(or $(SEED),2026)).sample(sorted(sys.stdin), $(SAMPLE)), sep="")'
+
+mutants: $(INSTALLED) .venv/mutation ## mutation testing, see tests/mutants.md (MODULES='wallets.rules queue'; then SAMPLE=150 of all others)
+	@mkdir -p build/mutation
+	@ln -sfn ../../platform build/mutation/points_platform
+	@ln -sfn ../../tests ../../docs ../../pyproject.toml build/mutation
+	@cd build/mutation && $(MUTMUT) run $(if $(SAMPLE),$$($(SAMPLED)),$(MODULES:%='points_platform.%.*'))
+	@cd build/mutation && $(MUTMUT) results | grep -v 'not checked' || true
+
 format: $(INSTALLED) ## rewrite the formatting, and what lint can mend by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -48,6 +61,8 @@ lock: .venv/created ## resolve requirements.lock anew (hashes, no addresses)
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-header \
 	  --extra cli --group dev --python-version 3.11 --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-header \
+	  --group mutation --constraint requirements.lock --python-version 3.11 --output-file requirements-mutation.lock
 
 clean: ## remove the environment and everything that was built
 	rm -rf .venv build platform/*.egg-info *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -58,6 +73,10 @@ clean: ## remove the environment and everything that was built
 
 .venv/locked: .venv/created requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/mutation: .venv/locked requirements-mutation.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-mutation.lock
 	@touch $@
 
 $(INSTALLED): .venv/locked pyproject.toml
