@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlmodel import col
 
 from .engines import READ_ONLY, check_transactional, create, prepare
-from .errors import InvalidRequestError, SchemaVersionError
+from .errors import InvalidRequestError, SchemaVersionError, WalletError
 from .failures import (
     FAILURES,
     is_lost,
@@ -204,6 +204,7 @@ class Database:
             return self._join(attempt, session)
         self._check_schema()
         number = 0
+        lost: WalletError | None = None
         while True:
             retry.pause(number)
             try:
@@ -214,8 +215,10 @@ class Database:
                     return attempt(connection, number > 0)
             except FAILURES as error:
                 failure = translate(error, attempts=number + 1)
+                lost = failure if is_lost(error) else lost
                 if not is_transient(error) or number == retry.attempts:
-                    raise failure from error
+                    # An attempt that was lost may have been committed: contention after it proves nothing.
+                    raise lost or failure from error
                 number += 1
                 log.debug("attempt %d: %s", number, failure.code, extra={"attempt": number, "code": failure.code})
 

@@ -406,6 +406,24 @@ def test_a_commit_that_is_lost_every_time_is_storage_unavailable_and_the_same_ke
         stepwise_server.events.clear()
 
 
+def test_contention_after_a_lost_commit_is_not_told_as_if_nothing_were_changed(postgresql_url: str) -> None:
+    with Database(postgresql_url, lock_timeout_ms=1, single_statement=False) as database:
+        world = World(database)
+        world.credit()
+        request = world.hold_request(amount=1)
+        with database.engine.connect() as other:
+
+            def lose_and_lock(connection: Connection) -> None:
+                kill_after_commit(world)(connection)
+                other.execute(text("SELECT FROM user_wallets FOR UPDATE"))
+
+            with at_first_commit(database.engine, lose_and_lock), pytest.raises(StorageUnavailableError):
+                world.send(request)
+            other.rollback()
+        assert world.send(request).replayed, "the first attempt was committed"
+        recount(database)
+
+
 def test_nobody_listening_is_storage_unavailable() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # the port is taken, but nobody listens on it

@@ -23,11 +23,10 @@ def histories(calls: Sequence[Call]) -> dict[int, list[linearizability.Call]]:
 
 def _converted(call: Call) -> Iterator[linearizability.Call]:
     asked, outcomes = call.asked["parts"], _outcomes(call)
-    several = call.form in ("many", "session")
     parts = tuple(
         _part(part, outcome)
         for part, outcome in zip(asked, outcomes, strict=False)
-        if not _left_out(outcome or {}, several=several)
+        if not _left_out(call, outcome or {})
     )
     if not parts or (call.form == "read" and call.committed is None):
         return
@@ -36,17 +35,21 @@ def _converted(call: Call) -> Iterator[linearizability.Call]:
         invoked=call.invoked,
         returned=None if call.committed is None else call.returned,
         parts=parts,
-        undone=call.committed is False and several,
+        undone=call.committed is False and call.form in ("many", "session"),
     )
 
 
-def _left_out(outcome: Line, *, several: bool) -> bool:
-    """What changed nothing and tells nothing; of several in one transaction also what rests on a row that is not there.
-
-    That locks nothing: the row may be made, and be told of, between this refusal and the commit of the others.
-    """
+def _left_out(call: Call, outcome: Line) -> bool:
+    """What tells nothing of the one moment at which all parts of a call took effect."""
+    if outcome.get("retryable"):
+        return True
+    if call.form == "session":
+        return (
+            "code" in outcome
+        )  # its savepoint was undone, and its locks with it: it was refused at a moment of its own
+    # In a batch, what rests on a row that is not there locks nothing: the row may be made before the commit.
     missing = outcome.get("code") == "escrow_not_found" or outcome.get("details", {}).get("available") == 0
-    return bool(outcome.get("retryable") or (several and missing))
+    return call.form == "many" and missing
 
 
 def _outcomes(call: Call) -> list[Line | None]:

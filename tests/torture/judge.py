@@ -17,7 +17,7 @@ RETRYABLE = {"storage_unavailable", "optimistic_lock"}
 REFUSALS = {
     "credit": {"balance_limit"},
     "hold": {"insufficient_balance"},
-    **{end: {"escrow_not_found", "escrow_already_processed", "balance_limit"} for end in ENDS},
+    **{end: {"idempotency_conflict", "escrow_not_found", "escrow_already_processed", "balance_limit"} for end in ENDS},
     "escrow": {"escrow_not_found"},
 }
 REFUSALS_OF_FLAW = {
@@ -115,6 +115,11 @@ def _is_true(part: Line, refusal: Line, ledger: Ledger) -> bool:
         case "escrow_already_processed":
             item = ledger.items.get(request["escrow_id"], {"status": None})
             return bool(item["status"] == details["status"] != "held")
+        case "idempotency_conflict":
+            # Who was refused a hold ends some item that is not there; who was not may have used that very key.
+            transaction = ledger.by_key.get(key_of(part))
+            meant = request.get("escrow_id")
+            return transaction is not None and (bool(part["mutation"]) or transaction["escrow_id"] != meant)
         case "escrow_not_found":
             item = ledger.items.get(request["escrow_id"], {"user_id": None})
             return bool(item["user_id"] != request.get("user_id", item["user_id"]) or item["user_id"] is None)

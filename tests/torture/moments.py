@@ -1,12 +1,13 @@
 """What must hold at any moment, also in the middle of everything: looked at in one snapshot."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from sqlalchemy import Connection, text
 
 from points_platform.core import Database
+from points_platform.ledger import LedgerService, LogHead
 from points_platform.wallets.verify import verify
 
 from .journal import Line
@@ -27,17 +28,16 @@ ALL_KNOWN = "SELECT transaction_id FROM ledger_transactions"
 
 
 class Acknowledged:
-    """The transactions that the journals say were acknowledged, read as they grow."""
+    """What the journals say was acknowledged, read as they grow: by transaction, and by client the last time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[Path, int] = {}
+        self.transactions: set[str] = set()
         self.succeeded: dict[str, float] = {}
-        self._committed: set[str] = set()
 
-    def update(self) -> set[str]:
-        """Read what is new; returns the transactions acknowledged since the last time."""
-        new: set[str] = set()
+    def update(self) -> None:
+        """Read what is new."""
         for path in sorted(self._folder.glob("*_*.jsonl")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -47,21 +47,31 @@ class Acknowledged:
             for line in map(json.loads, complete.splitlines()):
                 if line.get("outcomes") and line.get("committed", True):
                     self.succeeded[path.name.partition("_")[0]] = line["at"]
-                    new |= _acknowledged(line)
-        return new
+                    self.transactions |= _acknowledged(line)
 
 
 def _acknowledged(line: Line) -> set[str]:
     return {outcome["transaction_id"] for outcome in line["outcomes"] if "transaction_id" in outcome}
 
 
-def look(database: Database, acknowledged: set[str]) -> Iterator[str]:
-    """What is wrong at this moment. Raises the module's errors where the database is out of reach."""
-    with database.snapshot() as connection:
-        yield from _totals(connection)
-        there = set(connection.execute(text(ALL_KNOWN)).scalars())
-        yield from (f"{each}: acknowledged, and not in the ledger" for each in acknowledged - there)
-    yield from (str(finding) for finding in verify(database))
+class Moments:
+    """Looks at one database from time to time, and seals its ledger, so that no row may change from then on."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._head: LogHead | None = None
+
+    def look(self, acknowledged: Set[str]) -> list[str]:
+        """What is wrong at this moment. Raises the module's errors where the database is out of reach."""
+        with self._database.snapshot() as connection:
+            found = list(_totals(connection))
+            there = set(connection.execute(text(ALL_KNOWN)).scalars())
+        found += (f"{each}: acknowledged, and not in the ledger" for each in acknowledged - there)
+        found += map(str, verify(self._database, head=self._head))
+        if not found:
+            LedgerService(self._database).seal()
+            self._head = LedgerService(self._database).head()
+        return found
 
 
 def _totals(connection: Connection) -> Iterator[str]:

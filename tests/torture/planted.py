@@ -137,6 +137,12 @@ def _event_before_the_commit() -> None:
     _replace(executor.Executor, "_publish", lambda *args: None)
 
 
+def _failed_commit_believed() -> None:
+    """A retry takes what the attempt before it has decided for done, without a look."""
+    _statement_by_statement()
+    _replace(executor.Task, "is_done", lambda task, work: True)
+
+
 def _model_credited_twice_on_retry() -> None:
     """A retry gives the model its points once more."""
     attempt = executor.Executor._attempt
@@ -210,6 +216,7 @@ BUGS = {
     "commit before the entries": Bug(_commit_before_the_entries),
     "key claimed first": Bug(_key_claimed_first, ("CREATE TABLE claimed (key text PRIMARY KEY)",)),
     "event before the commit": Bug(_event_before_the_commit),
+    "failed commit believed": Bug(_failed_commit_believed),
     "model credited twice on retry": Bug(_model_credited_twice_on_retry),
     "token not verified": Bug(_token_not_verified),
     "failure told as a refusal": Bug(_failure_told_as_refusal),

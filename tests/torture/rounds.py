@@ -28,7 +28,7 @@ from .history import Call, Key, Ledger, calls_of, without_flag
 from .journal import Line, clock, fields_of, lines
 from .judge import Finding, judge, unacknowledged
 from .linearizability import Undecided, explain
-from .moments import Acknowledged, look
+from .moments import Acknowledged, Moments
 from .plan import request_of
 from .servers import PostgreSQL, SQLite
 from .worker import CALM, STOP, Round
@@ -146,29 +146,28 @@ def _storm(server: PostgreSQL | SQLite, round_: Round, running: Workers, seconds
     look_at = clock() + BETWEEN_MOMENTS
     moment: Future[list[str] | None] | None = None
     with Database(round_.url) as database, ThreadPoolExecutor(1) as threads:
-        while clock() < round_.began + seconds:
+        moments = Moments(database)
+        while clock() < round_.began + seconds and not result.findings:
             time.sleep(TICK)
             result.findings += running.revive()
             if clock() > faults.next:
                 faults.strike()
             if moment is None and clock() > look_at:
-                moment = threads.submit(_look, database, acknowledged.update())
+                acknowledged.update()
+                moment = threads.submit(_look, moments, set(acknowledged.transactions))
             if moment is not None and moment.done():
                 _take(moment.result(), result)
                 moment, look_at = None, clock() + BETWEEN_MOMENTS
-            if result.findings:
-                break
         if moment is not None:
             _take(moment.result(), result)
 
 
-def _look(database: Database, acknowledged: set[str]) -> list[str] | None:
+def _look(moments: Moments, acknowledged: set[str]) -> list[str] | None:
+    """What was found; nothing if the database was out of reach, or somebody was faster."""
     try:
-        return list(look(database, acknowledged))
+        return moments.look(acknowledged)
     except WalletError as error:
-        if not error.retryable:
-            raise
-        return None
+        return None if error.retryable else [str(error)]
 
 
 def _take(found: list[str] | None, result: Result) -> None:

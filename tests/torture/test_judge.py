@@ -20,7 +20,7 @@ from .history import Call, Ledger, calls_of, without_flag
 from .journal import Journal, Line, lines
 from .judge import judge, unacknowledged
 from .linearizability import explain
-from .moments import look
+from .moments import Moments
 from .plan import Plan
 
 CLIENTS = ("0.0", "1.0")
@@ -65,8 +65,8 @@ def test_a_true_story_has_nothing_against_it(story: Story, database: Database) -
     assert found
     assert all(explain(history) is None for history in found.values())
     acknowledged = {outcome["transaction_id"] for call in calls if call.committed for _, outcome in call.successes()}
-    assert list(look(database, acknowledged)) == []
-    assert [*look(database, {"another"})] == ["another: acknowledged, and not in the ledger"]
+    assert Moments(database).look(acknowledged) == []
+    assert Moments(database).look({"another"}) == ["another: acknowledged, and not in the ledger"]
 
 
 def success(calls: list[Call], operation: str = "hold") -> tuple[Call, Line]:
@@ -275,11 +275,12 @@ def test_every_lie_is_seen(story: Story) -> None:
 
 def test_points_from_nowhere_are_seen_at_a_moment(world: World) -> None:
     world.credit()
-    assert list(look(world.database, set())) == []
+    moments = Moments(world.database)
+    assert moments.look(set()) == []
     change = "UPDATE user_wallets SET available = available + {}"
     with world.database.engine.begin() as connection:
         connection.exec_driver_sql(change.format(1))
-    found = list(look(world.database, set()))
+    found = moments.look(set())
     with world.database.engine.begin() as connection:
         connection.exec_driver_sql(change.format(-1))
     assert found[0] == "the wallets have 101 points, credited were 100"
