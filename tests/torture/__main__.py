@@ -3,6 +3,7 @@
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ LONG = 600
 def main() -> int:
     """Run what the command line says; 0 if nothing was found (of planted bugs: if each was found)."""
     given = _arguments()
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has made it deaf to interrupts
+        signal.signal(number, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="points-platform-torture-"))
     keep = False
     try:

@@ -161,8 +161,8 @@ def _live(
     if last is not None and incarnation % 2:
         client.recover(last)
     steps = plan.stream(name, next_number(before))
-    done = round_.burst()
-    while not round_.over:
+    done, parent = round_.burst(), os.getppid()
+    while not round_.over and os.getppid() == parent:
         due = round_.burst()
         # Late ones too, as long as the others may still be at it.
         for burst in range(max(done, due - LATEST_BURST) + 1, due + 1):
