@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -14,13 +15,13 @@ from sqlalchemy.orm import Session
 
 from points_platform.core import Database, EscrowNotFoundError, WalletError
 from points_platform.core.values import new_id
-from points_platform.queue import QueueAuthorizer
+from points_platform.queue import AuthorizationKey, QueueAuthorizer
 from points_platform.wallets import WalletService
 
 from .journal import Journal, Line, fields_of, refusal_of
-from .plan import STREAM, Intent, Place, Plan, Step, request_of
+from .plan import ENDS, STREAM, Intent, Place, Plan, Step, request_of
 
-SECRET = "the secret of the queue in the torture"
+KEY = AuthorizationKey.of("the secret of the queue in the torture")
 METHODS = {
     "credit": "credit_user",
     "hold": "hold_in_escrow",
@@ -28,9 +29,10 @@ METHODS = {
     "refund": "refund_escrow",
     "partial_settle": "partial_settle_escrow",
 }
-ENDS = ("settle", "refund", "partial_settle")
+NO_ITEM = ""
 # Seconds to wait, so that a database that is out of reach does not use up the steps.
 AFTER_FAILURE = 0.02
+A_DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,24 @@ class Client:
     """One thread of a worker process, with a journal of its own."""
 
     def __init__(
-        self, name: str, plan: Plan, journal: Journal, database: Database, wallets: WalletService, incarnation: int
+        self,
+        name: str,
+        plan: Plan,
+        journal: Journal,
+        database: Database,
+        wallets: WalletService,
+        incarnation: int = 0,
+        isolation_level: str | None = None,
     ) -> None:
         self.name = name
         self.journal = journal
         self._plan = plan
         self._database = database
         self._wallets = wallets
-        self._queue = QueueAuthorizer(SECRET)
-        self._stranger = QueueAuthorizer("another secret, which the wallets do not know")
+        self._of_sessions = {"isolation_level": isolation_level} if isolation_level else {}
+        self._queue = QueueAuthorizer(KEY)
+        # Its tokens name the queue's key.
+        self._stranger = QueueAuthorizer(AuthorizationKey.of("a secret that is not the queue's", kid=KEY.kid))
         self._memory = Memory({}, set())
         self._incarnation = incarnation
         self._calls = 0
@@ -83,13 +94,22 @@ class Client:
             return
         requests: list[tuple[Intent, Any]] = []
         for intent in step.intents:
-            if intent.mutation is not None and intent.key not in self._memory.acknowledged:
-                intent = replace(intent, mutation=None)
+            if intent.mutation is not None and not self._is_acknowledged(step, intent):
+                return
             escrow_id = None if intent.hold is None else self._escrow_id(intent.hold)
+            if escrow_id == NO_ITEM:
+                # The same key will stand for the end of the real item, if the hold is carried out one day.
+                intent, escrow_id = replace(intent, key=f"{intent.key}/nothing"), new_id()
             if intent.hold is None or escrow_id is not None:
                 requests.append((intent, intent.request(escrow_id)))
         if requests:
             self._send(step, requests)
+
+    def _is_acknowledged(self, step: Step, mutated: Intent) -> bool:
+        """Whether the key stands for its own request; sends that one if this process does not know."""
+        if mutated.key not in self._memory.acknowledged:
+            self.carry_out(replace(step, intents=(replace(mutated, mutation=None),)))
+        return mutated.key in self._memory.acknowledged
 
     def recover(self, last: Line) -> None:
         """Send again, exactly, what a former life of this client has sent and heard nothing of."""
@@ -161,6 +181,7 @@ class Client:
         answer: Line = {"outcomes": [], "committed": False}
         try:
             with Session(self._database.engine) as session:
+                session.connection(execution_options=self._of_sessions)
                 for part in parts:
                     outcome = self._try_in(session, part)
                     answer["outcomes"].append(outcome)
@@ -186,7 +207,7 @@ class Client:
             escrow_id = self._escrow_id(intent.hold)
             if escrow_id is None:
                 return
-            request = {"escrow_id": escrow_id}
+            request = {"escrow_id": escrow_id or new_id()}
         else:
             request = {"user_id": intent.user} if intent.operation == "user_balance" else {"model_id": intent.model}
         read = getattr(self._wallets, f"get_{intent.operation}")
@@ -195,7 +216,7 @@ class Client:
     def _escrow_id(self, hold: Place) -> str | None:
         """The item that a hold has made; its request is sent again if this process has not heard of it.
 
-        A refused hold has made none: then some id that no item has. ``None`` where the hold's fate is not known.
+        ``NO_ITEM`` if it was refused, ``None`` where its fate is not known.
         """
         [intent] = self._plan.step(hold).intents
         if intent.key in self._memory.escrow_ids:
@@ -204,7 +225,7 @@ class Client:
         answer = self._send(step, [(intent, intent.request())])
         if "outcomes" in answer:
             return self._memory.escrow_ids[intent.key]
-        return None if "unexpected" in answer or answer["error"]["retryable"] else new_id()
+        return None if "unexpected" in answer or answer["error"]["retryable"] else NO_ITEM
 
     def _authorization(self, intent: Intent, request: Any) -> Any:
         """The queue's permission for exactly this request, or what the intent says is wrong about it."""
@@ -216,9 +237,10 @@ class Client:
         if intent.flaw != "expired":
             return genuine
         claims = _claims(genuine)
-        past = {name: claims[name] - 86_400 for name in ("iat", "nbf", "exp")}
-        header = jwt.get_unverified_header(genuine.token)
-        return replace(genuine, token=jwt.encode(claims | past, SECRET, "HS256", headers=header))
+        past = {name: claims[name] - A_DAY for name in ("iat", "nbf", "exp")}
+        token = jwt.encode(claims | past, KEY.signing, KEY.algorithm, headers={"kid": KEY.kid})
+        envelope = {name: getattr(genuine, name) - timedelta(seconds=A_DAY) for name in ("issued_at", "expires_at")}
+        return replace(genuine, token=token, **envelope)
 
 
 def _claims(authorization: Any) -> Line:
@@ -259,7 +281,8 @@ current = _Current()
 def note(event: Any) -> None:
     """The receiver that puts events into the journal of whose call it is."""
     if current.client is not None:
-        current.client.journal.write(event=fields_of(event), during=current.call)
+        fields = fields_of(event) | {"event_type": event.event_type}  # of the class, not of the instance
+        current.client.journal.write(event=fields, during=current.call)
 
 
 def unfinished(journal: list[Line]) -> Line | None:

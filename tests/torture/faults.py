@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -31,7 +30,7 @@ class Faults:
         self, seed: str, folder: Path, url: str, server: PostgreSQL | None, pids: Callable[[], list[int]]
     ) -> None:
         self._chance = random.Random(f"{seed} faults")
-        self._log = folder / "faults.jsonl"
+        self._log = folder / "faults.log"
         self._url = url
         self._server = server
         self._pids = pids
@@ -41,11 +40,13 @@ class Faults:
     def strike(self) -> None:
         """One fault; the next one is due some time after it has ended."""
         name = self._chance.choices(list(self._weights), list(self._weights.values()))[0]
-        with self._log.open("a") as file:
-            file.write(json.dumps({"at": clock(), "fault": name}) + "\n")
-        # The faults may meet with contention themselves.
-        with suppress(psycopg.OperationalError, sqlite3.OperationalError):
+        at = clock()
+        try:
             getattr(self, f"_{name}")()
+        except (psycopg.OperationalError, sqlite3.OperationalError, ProcessLookupError):
+            name = f"{name} (failed)"  # the faults meet with contention themselves
+        with self._log.open("a") as file:
+            file.write(json.dumps({"at": at, "fault": name}) + "\n")
         self.next = clock() + self._chance.expovariate(1 / EVERY)
 
     def _kill_worker(self) -> None:

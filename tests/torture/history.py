@@ -10,9 +10,18 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from .journal import Line
+from .plan import ENDS
 
 Key = tuple[str, str, str]
 WALLET_BUCKETS = {"available", "escrow", "earned"}
+NOTHING: Line = {"transaction_id": None, "available": 0, "escrow": 0, "earned": 0}
+EVENT_OF = {
+    "credit": "wallet.credited",
+    "hold": "wallet.escrow_held",
+    "settle": "wallet.escrow_settled",
+    "refund": "wallet.escrow_refunded",
+    "partial_settle": "wallet.escrow_partially_settled",
+}
 
 
 @dataclass
@@ -91,66 +100,81 @@ def without_flag(answer: Line) -> Line:
 
 @dataclass
 class Ledger:
-    """The rows, by what the judge asks for."""
+    """The rows, by what the judge asks for. ``states`` are a wallet's balances, by version, from 0 on."""
 
     transactions: dict[str, Line]
     by_key: dict[Key, Line]
-    versions: dict[str, dict[int, Line]]
+    states: dict[str, list[Line]]
     items: dict[str, Line]
+    ends: dict[str, Line]
 
     @classmethod
     def read(cls, connection: Connection) -> "Ledger":
         transactions = {
-            row["transaction_id"]: row | {"entries": {}} for row in _rows(connection, "ledger_transactions")
+            row["transaction_id"]: row | {"entries": []} for row in _rows(connection, "ledger_transactions")
         }
         versions: dict[str, dict[int, Line]] = defaultdict(dict)
         for row in _rows(connection, "ledger_entries"):
-            transactions[row["transaction_id"]]["entries"][row["bucket"]] = row
+            transactions[row["transaction_id"]]["entries"].append(row)
             if row["bucket"] in WALLET_BUCKETS:
-                state = versions[row["account_id"]].setdefault(
-                    row["wallet_version"], {"transaction_id": row["transaction_id"]}
-                )
-                state[row["bucket"]] = row["balance_after"]
-        for states in versions.values():
-            _carry_on(states)
+                state = versions[row["account_id"]].setdefault(row["wallet_version"], {})
+                state |= {"transaction_id": row["transaction_id"], row["bucket"]: row["balance_after"]}
         keys = {(row["owner_id"], row["operation"], row["idempotency_key"]): row for row in transactions.values()}
         items = {row["escrow_id"]: row for row in _rows(connection, "escrow_items")}
-        return cls(transactions, keys, dict(versions), items)
+        ends = {row["escrow_id"]: row for row in transactions.values() if row["operation"] in ENDS}
+        return cls(transactions, keys, {account: _states(found) for account, found in versions.items()}, items, ends)
+
+    def states_of(self, account: str) -> list[Line]:
+        """Those of a wallet that may not be there."""
+        return self.states.get(account, [NOTHING])
 
     def answer(self, transaction: Line) -> Line:
         """What whoever asked for this transaction must have been told."""
-        entries = transaction["entries"]
-        common = {"transaction_id": transaction["transaction_id"], "timestamp": _moment(transaction["occurred_at"])}
-        available, escrow, earned = (entries.get(name) for name in ("available", "escrow", "earned"))
-        match transaction["operation"]:
-            case "credit" | "hold":
-                before_and_after = {
-                    "previous_balance": available["balance_before"],
-                    "new_available_balance": available["balance_after"],
-                }
-                held = (
-                    {"escrow_id": transaction["escrow_id"], "escrow_balance": escrow["balance_after"]} if escrow else {}
-                )
-                return common | before_and_after | held
-            case _:
-                settled = (
-                    {"settled_amount": earned["amount"], "model_earned_balance": earned["balance_after"]}
-                    if earned
-                    else {}
-                )
-                refunded = (
-                    {"refunded_amount": available["amount"], "user_available_balance": available["balance_after"]}
-                    if available
-                    else {}
-                )
-                return common | settled | refunded
+        entries = {entry["bucket"]: entry for entry in transaction["entries"]}
+        available, escrow, earned = (entries.get(bucket, {}) for bucket in ("available", "escrow", "earned"))
+        answer = {"transaction_id": transaction["transaction_id"], "timestamp": _moment(transaction["occurred_at"])}
+        if transaction["operation"] in ("credit", "hold"):
+            answer["previous_balance"] = available["balance_before"]
+            answer["new_available_balance"] = available["balance_after"]
+            if escrow:
+                answer |= {"escrow_id": transaction["escrow_id"], "escrow_balance": escrow["balance_after"]}
+            return answer
+        if earned:
+            answer |= {"settled_amount": earned["amount"], "model_earned_balance": earned["balance_after"]}
+        if available:
+            answer |= {"refunded_amount": available["amount"], "user_available_balance": available["balance_after"]}
+        return answer
+
+    def event(self, transaction: Line) -> Line:
+        """What must have been announced of this transaction."""
+        operation = transaction["operation"]
+        names = ("transaction_id", "idempotency_key", "request_id", "currency", "reason")
+        event = self.answer(transaction) | {name: transaction[name] for name in names}
+        event["occurred_at"] = event.pop("timestamp")
+        event |= {
+            "event_id": transaction["transaction_id"],
+            "event_type": EVENT_OF[operation],
+            "user_id": transaction["owner_id"].removeprefix("user:"),
+            "metadata_json": transaction["metadata"],
+            "schema_version": 1,
+        }
+        if operation in ("credit", "hold"):
+            event["amount"] = abs(event["new_available_balance"] - event["previous_balance"])
+        if operation != "credit":
+            event |= {name: transaction[name] for name in ("escrow_id", "queue_item_id", "feature_type")}
+        if operation in ENDS:
+            event["authorization_id"] = transaction["authorization_id"]
+        if operation in ("settle", "partial_settle"):
+            event["model_id"] = transaction["model_id"]
+        return event
 
 
-def _carry_on(states: dict[int, Line]) -> None:
+def _states(versions: dict[int, Line]) -> list[Line]:
     """A version's entries name only the buckets that changed; the others are as before."""
-    before: Line = {}
-    for version in sorted(states):
-        states[version] = before = {**before, **states[version]}
+    states = [NOTHING]
+    for version in sorted(versions):
+        states.append({**states[-1], **versions[version]})
+    return states
 
 
 def _rows(connection: Connection, table: str) -> Iterator[Line]:

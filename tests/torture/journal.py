@@ -11,6 +11,8 @@ from typing import Any
 from points_platform.core import WalletError
 
 Line = dict[str, Any]
+# Files in a round's folder that tell all processes how far it is: no more faults, no more steps.
+CALM, STOP = "calm", "stop"
 # A file stays far below the file-size limit under which some workers have to live.
 LONGEST_FILE = 1 << 20
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 from points_platform.core import Database
 from points_platform.ledger import LedgerService, LogHead
 from points_platform.wallets.verify import verify
+from support.recount import recount_on
 
 from .journal import Line
 
@@ -28,7 +29,7 @@ ALL_KNOWN = "SELECT transaction_id FROM ledger_transactions"
 
 
 class Acknowledged:
-    """What the journals say was acknowledged, read as they grow: by transaction, and by client the last time."""
+    """What the journals say was acknowledged, as they grow; and by client when it last did something new."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -45,13 +46,16 @@ class Acknowledged:
             complete = text_[: text_.rfind(b"\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(complete)
             for line in map(json.loads, complete.splitlines()):
-                if line.get("outcomes") and line.get("committed", True):
+                done = _done(line)
+                self.transactions |= done.keys()
+                if False in done.values():
                     self.succeeded[path.name.partition("_")[0]] = line["at"]
-                    self.transactions |= _acknowledged(line)
 
 
-def _acknowledged(line: Line) -> set[str]:
-    return {outcome["transaction_id"] for outcome in line["outcomes"] if "transaction_id" in outcome}
+def _done(line: Line) -> dict[str, bool]:
+    """What an answer acknowledges, each with whether it was a replay."""
+    outcomes = line.get("outcomes", []) if line.get("committed", True) else []
+    return {each["transaction_id"]: each["replayed"] for each in outcomes if "transaction_id" in each}
 
 
 class Moments:
@@ -64,7 +68,7 @@ class Moments:
     def look(self, acknowledged: Set[str]) -> list[str]:
         """What is wrong at this moment. Raises the module's errors where the database is out of reach."""
         with self._database.snapshot() as connection:
-            found = list(_totals(connection))
+            found = [*_totals(connection), *_recounted(connection)]
             there = set(connection.execute(text(ALL_KNOWN)).scalars())
         found += (f"{each}: acknowledged, and not in the ledger" for each in acknowledged - there)
         found += map(str, verify(self._database, head=self._head))
@@ -72,6 +76,13 @@ class Moments:
             LedgerService(self._database).seal()
             self._head = LedgerService(self._database).head()
         return found
+
+
+def _recounted(connection: Connection) -> Iterator[str]:
+    try:
+        recount_on(connection)
+    except AssertionError as error:
+        yield f"recount: {error}"
 
 
 def _totals(connection: Connection) -> Iterator[str]:

@@ -43,6 +43,7 @@ MUTATIONS = ("amount", "reason", "metadata", "queue_item_id", "model_id")
 # How far back a step looks for a hold to end, or a step to send again.
 WINDOW = 60
 HOT_USERS, HOT_MODELS, CROWD_USERS, CROWD_MODELS = 3, 2, 200, 20
+RICH = "rich-user"
 LIMIT = 2**53 - 1
 
 
@@ -73,10 +74,6 @@ class Intent:
     hold: Place | None = None
     flaw: str | None = None
     mutation: str | None = None
-
-    @property
-    def authorized(self) -> bool:
-        return self.flaw not in UNAUTHORIZED
 
     def request(self, escrow_id: str | None = None, *, request_id: str = "request") -> Any:
         """The request; for the end of a hold with the id that the hold was answered with."""
@@ -198,11 +195,14 @@ class Plan:
     def _begin(self, key: str, operation: str, place: Place, random: random.Random) -> Intent:
         user, _ = self._wallets(place, random)
         amount = random.randint(50, 300) if operation == "credit" else random.randint(1, 60)
+        if random.random() < 0.01:
+            # Nobody has so much to hold, and only the first of a few may be given it.
+            amount, user = LIMIT - random.randrange(9), user if operation == "hold" or place.series else RICH
         return Intent(
             key=key,
             operation=operation,
             user=user,
-            amount=LIMIT if operation == "hold" and random.random() < 0.01 else amount,
+            amount=amount,
             queue_item=f"queue-{random.randrange(50)}" if operation == "hold" else "",
             metadata=f"{key} ü\n'\"" if random.random() < 0.2 else None,
         )
@@ -249,7 +249,7 @@ class Plan:
     def _again(self, place: Place, random: random.Random, *, mutated: bool) -> Step:
         """A step that was sent before, by this client or another one; or its key with another payload."""
         kinds = ("credit", "hold", "finish") if mutated else ("credit", "hold", "finish", "many")
-        target = self._earlier(place, random, kinds, own=mutated)
+        target = self._earlier(place, random, kinds)
         if target is None:
             return Step(place=place, kind="one", intents=(self._begin(str(place), "credit", place, random),))
         step = replace(self.step(target), resent=True)
@@ -257,12 +257,10 @@ class Plan:
             step = replace(step, intents=(replace(step.intents[0], mutation=random.choice(MUTATIONS)),))
         return step
 
-    def _earlier(
-        self, place: Place, random: random.Random, kinds: tuple[str, ...], *, own: bool = False
-    ) -> Place | None:
+    def _earlier(self, place: Place, random: random.Random, kinds: tuple[str, ...]) -> Place | None:
         """The place of an earlier step of one of these kinds, of this client or (one time in four) of another."""
         client = place.client
-        if not own and random.random() < (0.5 if place.series else 0.25):
+        if random.random() < (0.5 if place.series else 0.25):
             client = random.choice(self.members(place.series) if place.series else self.clients)
         numbers = range(max(0, place.number - WINDOW), place.number)
         if client != place.client and place.series:

@@ -4,7 +4,6 @@ Where the database has a wall of its own against a bug, that wall is taken down 
 what is tested here.
 """
 
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,11 +87,7 @@ def _commit_before_the_entries() -> None:
 
     def commit_first(self: LedgerService, connection: Connection, transactions: Any) -> None:
         driver: Any = connection.connection.dbapi_connection
-        if isinstance(driver, sqlite3.Connection):
-            driver.execute("COMMIT")
-            driver.execute("BEGIN IMMEDIATE")
-        else:
-            driver.commit()
+        driver.commit()
         record(self, connection, transactions)
 
     _replace(LedgerService, "record", commit_first)

@@ -5,13 +5,16 @@ What is cut is cut *after* the server has begun to answer: what was sent has hap
 
 import asyncio
 import json
+import os
 import random
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .journal import clock
+from .journal import CALM, clock
 
-# Of a connection's messages, how many until something happens to it.
+# What is in store for a connection, by weight.
 MISCHIEF = {"none": 3, "drop_answer": 4, "delay": 2, "stall": 1, "half_close": 1}
 STALL = 2.0
 DELAY = 0.03
@@ -20,10 +23,13 @@ CHUNK = 1 << 16
 
 def serve(socket: str, folder: Path, seed: str) -> None:
     """Serve until the process is ended. The port is in the file ``port`` of the folder as soon as it listens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator ends it
     asyncio.run(_serve(socket, folder, random.Random(f"{seed} proxy")))
 
 
 async def _serve(socket: str, folder: Path, chance: random.Random) -> None:
+    parent = os.getppid()
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _Connection(socket, folder, chance).carry(reader, writer)
 
@@ -31,8 +37,8 @@ async def _serve(socket: str, folder: Path, chance: random.Random) -> None:
     partial = folder / "port.partial"
     partial.write_text(str(server.sockets[0].getsockname()[1]))
     partial.rename(folder / "port")
-    async with server:
-        await server.serve_forever()
+    while os.getppid() == parent:
+        await asyncio.sleep(1)
 
 
 class _Connection:
@@ -43,6 +49,7 @@ class _Connection:
         self._folder = folder
         self._chance = chance
         self._mischief = chance.choices(list(MISCHIEF), list(MISCHIEF.values()))[0]
+        # So many more answers go through before it.
         self._left = chance.randint(8, 200)
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,21 +69,23 @@ class _Connection:
             server_writer.transport.abort()
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await self._read(reader):
-            writer.write(data)
-            await writer.drain()
+        with suppress(OSError):
+            while data := await reader.read(CHUNK):
+                writer.write(data)
+                await writer.drain()
 
     async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await self._read(reader):
-            self._left -= 1
-            if self._left <= 0 and not await self._pass(writer):
-                return
-            writer.write(data)
-            await writer.drain()
+        with suppress(OSError):
+            while data := await reader.read(CHUNK):
+                self._left -= 1
+                if self._left <= 0 and not await self._pass(writer):
+                    return
+                writer.write(data)
+                await writer.drain()
 
     async def _pass(self, writer: asyncio.StreamWriter) -> bool:
         """Do the mischief whose time has come; whether the answer still goes on to the client."""
-        if self._mischief == "none" or (self._folder / "calm").exists():
+        if self._mischief == "none" or (self._folder / CALM).exists():
             return True
         self._note()
         if self._mischief == "drop_answer":
@@ -90,13 +99,7 @@ class _Connection:
         await asyncio.sleep(self._chance.uniform(0, longest))
         return True
 
-    async def _read(self, reader: asyncio.StreamReader) -> bytes:
-        try:
-            return await reader.read(CHUNK)
-        except OSError:
-            return b""
-
     def _note(self) -> None:
         line: dict[str, Any] = {"at": clock(), "fault": f"proxy_{self._mischief}"}
-        with (self._folder / "faults_proxy.jsonl").open("a") as file:
+        with (self._folder / "faults_proxy.log").open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -24,12 +24,11 @@ from points_platform.ledger import LedgerService
 from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import WalletConfig, WalletService
 
-from .client import SECRET, Client, current, next_number, note, unfinished
-from .journal import Journal, clock, lines
+from .client import KEY, Client, current, next_number, note, unfinished
+from .journal import CALM, STOP, Journal, clock, lines
 from .plan import Plan
 from .planted import plant
 
-CALM, STOP = "calm", "stop"
 BROKEN = 70
 SMALL_DISK = 2 << 20
 BURST_EVERY = 0.12
@@ -119,8 +118,8 @@ def main(round_: Round, worker: int, incarnation: int) -> None:
             plant(round_.planted)
         wallets = WalletService(
             LedgerService(database),
-            authorizer=QueueAuthorizer(SECRET),
-            events=_bus(round_),
+            authorizer=QueueAuthorizer(KEY),
+            events=_bus(round_, random.Random(f"{round_.seed} receivers {worker} {incarnation}")),
             config=WalletConfig(
                 max_retry_attempts=settings.max_retry_attempts, idempotency_cache_size=settings.cache_size
             ),
@@ -135,7 +134,7 @@ def main(round_: Round, worker: int, incarnation: int) -> None:
             _disk(SMALL_DISK)
             while not round_.calm and any(thread.is_alive() for thread in threads):
                 time.sleep(0.05)
-            _disk(resource.RLIM_INFINITY)
+            _disk(None)
         for thread in threads:
             thread.join()
 
@@ -156,7 +155,7 @@ def _live(
     journal = Journal(round_.folder, name)
     journal.write(begin=incarnation, settings=asdict(settings))
     plan = round_.plan()
-    client = Client(name, plan, journal, database, wallets, incarnation)
+    client = Client(name, plan, journal, database, wallets, incarnation, settings.isolation_level)
     last = unfinished(before)
     if last is not None and incarnation % 2:
         client.recover(last)
@@ -202,16 +201,16 @@ def _shifted(seconds: int) -> AbstractContextManager[Any]:
     return frozen
 
 
-def _disk(limit: int) -> None:
+def _disk(limit: int | None) -> None:
     """No file may grow beyond this many bytes: what a full disk looks like to SQLite."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))
 
 
-def _bus(round_: Round) -> EventBus:
+def _bus(round_: Round, chance: random.Random) -> EventBus:
     """Receivers: a bad one, one that keeps the journal, and another bad one."""
     bus = EventBus()
-    bad = [partial(_misbehave, round_), partial(_misbehave, round_)]
+    bad = [partial(_misbehave, round_, chance), partial(_misbehave, round_, chance)]
     for event_type in EVENT_TYPES:
         bus.subscribe(event_type, bad[0])
         bus.subscribe(event_type, note)
@@ -223,17 +222,17 @@ class ReceiverError(Exception):
     """What a bad receiver raises."""
 
 
-def _misbehave(round_: Round, event: Any) -> None:
+def _misbehave(round_: Round, chance: random.Random, event: Any) -> None:
     """Raise, hang for a while, or kill the process; mostly nothing."""
     if round_.calm or current.client is None:
         return
-    chance = random.random()
-    if chance < 0.0005:
+    drawn = chance.random()
+    if drawn < 0.0005:
         current.client.journal.write(receiver="killed")
         os.kill(os.getpid(), signal.SIGKILL)
-    if chance < 0.005:
+    if drawn < 0.005:
         current.client.journal.write(receiver="hung")
-        time.sleep(random.uniform(0.02, 0.5))
-    elif chance < 0.05:
+        time.sleep(chance.uniform(0.02, 0.5))
+    elif drawn < 0.05:
         current.client.journal.write(receiver="raised")
         raise ReceiverError

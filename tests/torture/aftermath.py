@@ -1,0 +1,93 @@
+"""After a round: the judge, the checker, and what everybody is told who asks again."""
+
+import random
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from points_platform.core import Database, WalletError
+from points_platform.ledger import LedgerService
+from points_platform.queue import QueueAuthorizer
+from points_platform.wallets import WalletService
+from points_platform.wallets.verify import verify
+from support.recount import recount
+
+from .bursts import histories
+from .client import KEY, METHODS
+from .history import Call, Ledger
+from .journal import Line, fields_of
+from .judge import REFUSALS, Finding, Judge, acknowledged, unacknowledged
+from .linearizability import Undecided, explain
+from .plan import ENDS, request_of
+
+# Of what was acknowledged, so many are sent again as well.
+SAMPLE = 200
+LIMIT = 50_000
+
+
+def conclude(database: Database, calls: Sequence[Call], seed: str, counts: Counter[str]) -> Iterator[Finding]:
+    """Everything that is wrong in the end; counts what it has looked at."""
+    ledger = _ledger(database)
+    yield from Judge(calls, ledger).findings()
+    yield from _linearizable(calls, counts)
+    yield from (Finding("sent again", what) for what in _send_again(database, calls, ledger, seed, counts))
+    try:
+        recount(database)
+    except AssertionError as error:
+        yield Finding("invariants recounted", str(error))
+    yield from (Finding("verify", str(finding)) for finding in verify(database))
+
+
+def _ledger(database: Database) -> Ledger:
+    with database.snapshot() as connection:
+        return Ledger.read(connection)
+
+
+def _linearizable(calls: Sequence[Call], counts: Counter[str]) -> Iterator[Finding]:
+    for burst, history in histories(calls).items():
+        counts["histories"] += 1
+        counts["calls in histories"] += len(history)
+        try:
+            account = explain(history, limit=LIMIT)
+        except Undecided:
+            counts["histories undecided"] += 1
+            continue
+        if account is not None:
+            yield Finding("linearizability", f"burst {burst}: {account}")
+
+
+def _send_again(
+    database: Database, calls: Sequence[Call], before: Ledger, seed: str, counts: Counter[str]
+) -> Iterator[str]:
+    """What nobody was told the outcome of, and a sample of the rest, gets one answer for ever: that of the ledger."""
+    open_, known = unacknowledged(calls), acknowledged(calls)
+    sample = random.Random(seed).sample(sorted(known), min(SAMPLE, len(known)))
+    counts["sent again at the end"] = len(open_) + len(sample)
+    answers = {key: _ask_twice(database, part) for key, part in (open_ | {key: known[key] for key in sample}).items()}
+    after = _ledger(database)
+    for key, (first, second) in answers.items():
+        if key in after.by_key:
+            told, there = after.answer(after.by_key[key]), key in before.by_key
+            if (first, second) != (told | {"replayed": there}, told | {"replayed": True}):
+                yield f"{key} is in the ledger as {told}; sent again twice it was answered with {first} and {second}"
+        elif first != second or first.get("code") not in REFUSALS[key[1]]:
+            yield f"{key} is not in the ledger; sent again twice it was answered with {first} and {second}"
+
+
+def _ask_twice(database: Database, part: Line) -> tuple[Line, Line]:
+    request = request_of(part["operation"], part["request"] | {"request_id": "aftermath"})
+    # Services of their own, so that no cache answers.
+    return _ask(database, part["operation"], request), _ask(database, part["operation"], request)
+
+
+def _ask(database: Database, operation: str, request: Any) -> Line:
+    queue = QueueAuthorizer(KEY)
+    wallets = WalletService(LedgerService(database), authorizer=queue)
+    try:
+        permission = [queue.authorize(request)] if operation in ENDS else []
+        return fields_of(getattr(wallets, METHODS[operation])(request, *permission))
+    except WalletError as error:
+        return {"code": error.code}
+    except Exception:
+        return {"unexpected": traceback.format_exc()}

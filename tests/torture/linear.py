@@ -1,1 +1,0 @@
-"""The calls of each burst as a history for the checker of linearizability."""
