@@ -5,17 +5,17 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, event, insert, inspect, select, text
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, event, insert, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlmodel import col
 
-from .engines import READ_ONLY, check_transactional, create, prepare
+from .engines import AUTOCOMMIT, READ_ONLY, check_transactional, create, level_of_connection, level_of_engine, prepare
 from .errors import InvalidRequestError, SchemaVersionError, WalletError
 from .failures import (
     FAILURES,
@@ -70,9 +70,10 @@ class Database:
     ``single_statement=False`` is for what speaks PostgreSQL's protocol but cannot change several tables
     in one statement (a cluster whose rows of one operation are on several machines).
     ``isolation_level`` is what every transaction that the module begins for writing on PostgreSQL has:
-    READ COMMITTED, REPEATABLE READ or SERIALIZABLE; by default what the server gives. Nothing in the module
-    needs more than READ COMMITTED; at the others contention ends in ``OptimisticLockError`` more often. A
-    caller's ``session`` keeps its own level, and on SQLite every transaction is serializable anyway.
+    READ COMMITTED, REPEATABLE READ or SERIALIZABLE; by default what the engine has, and else what the server
+    gives. Nothing in the module needs more than READ COMMITTED; at the others contention ends in
+    ``OptimisticLockError`` more often. A caller's ``session`` keeps its own level, and on SQLite every
+    transaction is serializable anyway. What commits each statement by itself is refused, at the latest in use.
     Threads share one ``Database``; a forked worker may build its own or go on with this one.
     Raises ``InvalidRequestError`` for a target that is neither, and for a setting that is none.
     """
@@ -100,10 +101,8 @@ class Database:
         self._settings = {"lock_timeout": self.lock_timeout, "plan_cache_mode": "force_custom_plan"}
         self._schema_checked = False
         self._process = os.getpid()
+        self._isolation_level = None if self.is_sqlite else isolation_level or level_of_engine(self.engine)
         prepare(self.engine)
-        self._isolation_level = None if self.is_sqlite else isolation_level
-        if isolation_level is None:
-            check_transactional(self.engine)
 
     @property
     def is_sqlite(self) -> bool:
@@ -164,7 +163,7 @@ class Database:
             yield connection
 
     def _plain(self) -> AbstractContextManager[Connection]:
-        return self._connect("AUTOCOMMIT", **{READ_ONLY: True})
+        return self._connect(AUTOCOMMIT, **{READ_ONLY: True})
 
     @contextmanager
     def snapshot(self, of: Connection | None = None) -> Iterator[Connection]:
@@ -232,32 +231,38 @@ class Database:
         if isolation_level is not None and not self.is_sqlite:
             options["isolation_level"] = isolation_level
         with self.engine.connect() as connection:
+            self._level_on(connection.connection)  # which refuses autocommit
             # Of the connection, not of a derived engine: over that one's the level of the host's engine would win.
             yield connection.execution_options(**options)
 
+    def _level_on(self, pooled: PoolProxiedConnection) -> str | None:
+        """The level of what is written on the connection: as asked for, or else as the engine has it."""
+        if self.is_sqlite or self._isolation_level is not None:
+            return self._isolation_level
+        return level_of_connection(pooled)
+
     def _execute_alone(self, statement: Statement, parameters: Parameters) -> Row | None:
-        pooled = self.engine.raw_connection()
-        try:
-            if self._isolation_level is not None and in_transaction(pooled):
-                pooled.commit()  # a transaction that has begun already, at some other level
-            row = statement.execute(pooled, parameters, self._isolation_level)
-            if in_transaction(pooled):
-                pooled.commit()
-            return row
-        except FAILURES as error:
-            if is_lost(error):
+        with closing(self.engine.raw_connection()) as pooled:
+            level = self._level_on(pooled)
+            try:
+                if level is not None and in_transaction(pooled):
+                    pooled.commit()  # a transaction that has begun already, at some other level
+                row = statement.execute(pooled, parameters, level)
+                if in_transaction(pooled):
+                    pooled.commit()
+                return row
+            except FAILURES as error:
+                if is_lost(error):
+                    pooled.invalidate(error)
+                    # What has cut this connection has most likely cut the idle ones too.
+                    self._dispose()
+                if is_miss(error):
+                    return None
+                raise
+            except BaseException as error:
+                give_up(pooled)
                 pooled.invalidate(error)
-                # What has cut this connection has most likely cut the idle ones too.
-                self._dispose()
-            if is_miss(error):
-                return None
-            raise
-        except BaseException as error:
-            give_up(pooled)
-            pooled.invalidate(error)
-            raise
-        finally:
-            pooled.close()
+                raise
 
     def _join(self, attempt: Attempt[T], session: "Session | scoped_session[Any]") -> T:
         """One try in a savepoint of the caller's transaction, and a second if a unique key was taken meanwhile."""
@@ -280,6 +285,8 @@ class Database:
             raise InvalidRequestError(
                 field="session", value=str(connection.engine), expected="bound to the engine of this Database"
             )
+        if not self.is_sqlite:
+            check_transactional(connection.connection, "session")
         self._check_schema(connection)
 
     def _give_up_what_sqlite_has_rolled_back(self, session: "Session | scoped_session[Any]") -> None:

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -17,6 +17,8 @@ SQLITE_PRAGMAS = (
     "recursive_triggers = ON",  # without it INSERT OR REPLACE deletes rows past the append-only triggers
 )
 READ_ONLY = "points_platform_read_only"
+LEVEL = "points_platform_level"
+AUTOCOMMIT = "AUTOCOMMIT"
 SUPPORTED = {("sqlite", "pysqlite"), ("postgresql", "psycopg")}
 
 
@@ -58,16 +60,42 @@ def prepare(engine: Engine) -> None:
     if dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "connect", _remember_level)
 
 
-def check_transactional(engine: Engine) -> None:
-    """Refuse an engine whose host has it commit each statement by itself: half an operation would stay."""
-    made_with = getattr(engine.dialect, "_on_connect_isolation_level", None)
-    level = engine.get_execution_options().get("isolation_level", made_with)
-    if engine.dialect.name != "sqlite" and level == "AUTOCOMMIT":
-        raise InvalidRequestError(
-            field="target", value="an engine in autocommit", expected="one without it, or an isolation_level"
-        )
+def level_of_engine(engine: Engine) -> str | None:
+    """The isolation level among the options of a host's engine. Raises ``InvalidRequestError`` for autocommit."""
+    level = engine.get_execution_options().get("isolation_level")
+    level = level and level.replace("_", " ").upper()
+    if level == AUTOCOMMIT:
+        raise _autocommits("target")
+    return level
+
+
+def level_of_connection(pooled: PoolProxiedConnection) -> str | None:
+    """The isolation level that the engine gives to its connections on PostgreSQL; ``None`` is the server's.
+
+    Raises ``InvalidRequestError`` for autocommit.
+    """
+    check_transactional(pooled, "target")
+    if LEVEL not in pooled.info:  # a connection from before the engine was prepared
+        _remember_level(pooled.dbapi_connection, pooled)
+    level: str | None = pooled.info[LEVEL]
+    if level == AUTOCOMMIT:
+        raise _autocommits("target")
+    return level
+
+
+def check_transactional(pooled: PoolProxiedConnection, field: str) -> None:
+    """Refuse a connection that commits each statement by itself: half an operation would stay."""
+    if getattr(pooled.dbapi_connection, "autocommit", False):
+        raise _autocommits(field)
+
+
+def _autocommits(field: str) -> InvalidRequestError:
+    expected = "one without it, or an isolation_level"
+    return InvalidRequestError(field=field, value="a connection in autocommit", expected=expected)
 
 
 def _check_file(url: URL) -> None:
@@ -94,6 +122,12 @@ def _unusable(value: object) -> InvalidRequestError:
 
 def _remember_process(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
     record.info["pid"] = os.getpid()
+
+
+def _remember_level(dbapi_connection: Any, record: ConnectionPoolEntry | PoolProxiedConnection) -> None:
+    # Of a new connection: once it was lent at another level, SQLAlchemy spells out the server's own on it.
+    level = dbapi_connection.isolation_level
+    record.info[LEVEL] = AUTOCOMMIT if dbapi_connection.autocommit else level and level.name.replace("_", " ")
 
 
 def _leave_the_parents_connections(dbapi_connection: Any, record: Any, proxy: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, Column, Engine, Integer, MetaData, Table, create_engine, event, make_url, select, text
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from points_platform.core import (
@@ -103,26 +104,101 @@ def test_a_target_that_cannot_serve_is_refused_by_name_without_its_password(targ
     assert "sqlite:///" in str(refused.value), "the message must say what would do"
 
 
-def in_autocommit(url: str) -> list[Engine]:
-    made = create_engine(url, isolation_level="AUTOCOMMIT")
-    option = {"isolation_level": "AUTOCOMMIT"}
-    return [made, create_engine(url).execution_options(**option), create_engine(url, execution_options=option)]
+AUTOCOMMIT: dict[str, dict[str, Any]] = {
+    "level": {"isolation_level": "AUTOCOMMIT"},
+    "level in lower case": {"isolation_level": "autocommit"},
+    "driver": {"connect_args": {"autocommit": True}},
+    "option": {"execution_options": {"isolation_level": "AUTOCOMMIT"}},
+    "option in lower case": {"execution_options": {"isolation_level": "autocommit"}},
+}
+every_autocommit = pytest.mark.parametrize("how", AUTOCOMMIT)
+# SQLAlchemy cannot lend out a connection at another level if its engine was made with one in lower case.
+lendable_autocommit = pytest.mark.parametrize("how", AUTOCOMMIT.keys() - {"level in lower case"})
+ways = pytest.mark.parametrize("single", [True, False], ids=["single", "stepwise"])
 
 
-def test_an_engine_in_autocommit_is_refused_unless_a_level_is_asked_for(postgresql_url: str) -> None:
+@contextmanager
+def engine_in_autocommit(url: str, how: str) -> Iterator[Engine]:
+    engine = create_engine(url, **AUTOCOMMIT[how])
+    yield engine
+    engine.dispose()
+
+
+def in_autocommit(refused: pytest.ExceptionInfo[InvalidRequestError]) -> str:
+    """Which field it is that was refused for that."""
+    assert "autocommit" in str(refused.value)
+    return str(refused.value.details["field"])
+
+
+@pytest.mark.parametrize("option", ["AUTOCOMMIT", "autocommit"])
+@pytest.mark.parametrize("derived", [True, False])
+def test_an_engine_with_the_option_autocommit_is_refused_and_left_as_it_was(
+    postgresql_url: str, option: str, derived: bool
+) -> None:
+    options = {"isolation_level": option}
+    plain = create_engine(postgresql_url, execution_options={} if derived else options)
+    with pytest.raises(InvalidRequestError) as refused:
+        Database(plain.execution_options(**options) if derived else plain)
+    assert in_autocommit(refused) == "target"
+    with plain.connect() as connection:
+        assert not connection.info, "the host's engine was prepared"
+    plain.dispose()
+
+
+@ways
+@pytest.mark.parametrize("how", ["level", "level in lower case", "driver"])
+def test_an_engine_made_with_autocommit_is_refused_on_every_connection_of_its_pool(
+    postgresql_url: str, how: str, single: bool
+) -> None:
+    """Also on one that the host has lent out at a level meanwhile: SQLAlchemy ends the driver's autocommit by that."""
+    with Database(postgresql_url) as database, engine_in_autocommit(postgresql_url, how) as engine:
+        before = World(database).snapshot()
+        refusing = Database(engine, single_statement=single)
+        world = World(refusing)
+        calls: list[Callable[[], object]] = [
+            refusing.create_schema,
+            world.credit,
+            lambda: world.wallets.credit_many([world.credit_request()]),
+            world.ledger.seal,
+            lambda: world.wallets.get_user_balance("ana"),
+        ]
+        for call in calls * 2:
+            with pytest.raises(InvalidRequestError) as refused:
+                call()
+            assert in_autocommit(refused) == "target"
+            if "lower" not in how:
+                with engine.connect() as connection:
+                    connection.execution_options(isolation_level="SERIALIZABLE")
+        assert World(database).snapshot() == before
+
+
+@ways
+def test_a_connection_that_the_host_puts_into_autocommit_later_is_refused(postgresql_url: str, single: bool) -> None:
+    engine = create_engine(postgresql_url)
+    world = World(Database(engine, single_statement=single))
+    world.credit()
+    before = world.snapshot()
+    event.listen(engine, "checkout", lambda connection, *others: setattr(connection, "autocommit", True))
+    with pytest.raises(InvalidRequestError) as refused:
+        world.hold()
+    assert (in_autocommit(refused), world.snapshot()) == ("target", before)
+    engine.dispose()
+
+
+@lendable_autocommit
+def test_with_a_level_of_its_own_the_module_has_transactions_on_an_engine_in_autocommit(
+    postgresql_url: str, how: str
+) -> None:
     """An operation that was interrupted between two of its statements would leave the first behind."""
 
     def interrupt(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
         if "INSERT INTO ledger_entries" in statement:
             raise KeyboardInterrupt
 
-    for engine in in_autocommit(postgresql_url):
-        with pytest.raises(InvalidRequestError) as refused:
-            Database(engine)
-        assert refused.value.details["field"] == "target"
+    with engine_in_autocommit(postgresql_url, how) as engine:
         database = Database(engine, single_statement=False, isolation_level="READ COMMITTED")
         world = World(database)
-        world.credit(idempotency_key=world.key() + str(id(engine)))
+        world.credit()
         before = world.snapshot()
         event.listen(engine, "before_cursor_execute", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -130,7 +206,28 @@ def test_an_engine_in_autocommit_is_refused_unless_a_level_is_asked_for(postgres
         event.remove(engine, "before_cursor_execute", interrupt)
         assert world.snapshot() == before
         recount(database)
-        engine.dispose()
+
+
+@every_autocommit
+def test_a_session_in_autocommit_is_refused_whatever_the_level_of_the_database(postgresql_url: str, how: str) -> None:
+    with Database(postgresql_url) as other, engine_in_autocommit(postgresql_url, how) as engine:
+        world = World(Database(engine, isolation_level="READ COMMITTED"))
+        before = World(other).snapshot()
+        for _ in range(2):
+            with Session(engine) as session, pytest.raises(InvalidRequestError) as refused:
+                world.wallets.credit_user(world.credit_request(), session=session)
+            assert (in_autocommit(refused), World(other).snapshot()) == ("session", before)
+
+
+@lendable_autocommit
+def test_a_session_with_a_transaction_on_an_engine_in_autocommit_is_joined(postgresql_url: str, how: str) -> None:
+    with engine_in_autocommit(postgresql_url, how) as engine:
+        world = World(Database(engine, isolation_level="READ COMMITTED"))
+        with Session(engine) as session:
+            session.connection(execution_options={"isolation_level": "READ COMMITTED"})
+            assert world.wallets.credit_user(world.credit_request(), session=session).replayed is False
+            session.rollback()
+        assert world.wallets.get_user_balance("ana").version == 0
 
 
 def test_on_sqlite_an_engine_in_autocommit_has_transactions_all_the_same(sqlite_url: str) -> None:

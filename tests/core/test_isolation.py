@@ -277,18 +277,43 @@ def test_a_callers_session_keeps_its_own_level(postgresql_url: str, level: str, 
         assert seen() == {own}
 
 
+def engines_at(url: str, level: str) -> list[Engine]:
+    """By every way that SQLAlchemy knows, and in the spellings."""
+    return [
+        create_engine(url, isolation_level=level),
+        create_engine(url).execution_options(isolation_level=level.lower()),
+        create_engine(url, execution_options={"isolation_level": level.replace(" ", "_")}),
+    ]
+
+
+@way
+@level
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+def test_without_a_level_it_is_what_the_hosts_engine_has(postgresql_url: str, level: str, way: str, used: bool) -> None:
+    """At the first try and at the next one, also on a connection from before the module knew the engine."""
+    with administrator(postgresql_url) as other:
+        default = "serializable" if level == "READ COMMITTED" else "read committed"
+        other.execute(f"ALTER DATABASE \"{other.info.dbname}\" SET default_transaction_isolation = '{default}'")
+    with levels_seen(postgresql_url) as seen:
+        for engine in engines_at(postgresql_url, level):
+            user = str(id(engine))
+            if used:
+                engine.connect().close()
+            with world_at(engine, None, way) as world:
+                for _ in range(2):
+                    assert world.send(world.credit_request(user, idempotency_key=world.key() + user)).replayed is False
+                    assert seen() == {level}
+                    world.wallets.credit_many([world.credit_request(user, idempotency_key=world.key() + user)])
+                    assert seen() == {level}, "a batch"
+            engine.dispose()
+
+
 @way
 @level
 @pytest.mark.parametrize("host", LEVELS)
 def test_the_level_wins_over_one_of_the_hosts_engine(postgresql_url: str, level: str, way: str, host: str) -> None:
-    option = {"isolation_level": host}
-    engines = [
-        create_engine(postgresql_url, **option),
-        create_engine(postgresql_url).execution_options(**option),
-        create_engine(postgresql_url, execution_options=option),
-    ]
     with levels_seen(postgresql_url) as seen:
-        for engine in engines:
+        for engine in engines_at(postgresql_url, host):
             with world_at(engine, level, way) as world:
                 world.settle(ready(world, "settle", str(id(engine))).escrow_id, user_id=str(id(engine)))
                 world.wallets.credit_many([world.credit_request(str(id(engine)))])
@@ -377,7 +402,9 @@ def test_an_operation_is_one_round_trip(postgresql_url: str, level: str | None, 
         with wire(engine) as lines:
             for kind, request in requests.items():
                 assert world.send(request).replayed is False
-                assert round_trips(lines()) == ["I"], kind
+                sent = lines()
+                assert round_trips(sent) == ["I"], kind
+                assert any("transaction_isolation" in line for line in sent) == (level is not None), kind
             with pytest.raises(InsufficientBalanceError):
                 world.hold("nobody")
             assert round_trips(lines()) == ["I", "I"], "the statement that missed, and one read"
