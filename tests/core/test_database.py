@@ -76,7 +76,7 @@ def unusable() -> list[Any]:
         5,
         b"sqlite:///points.db",
         Path("points.db"),
-        object(),
+        object,
         f"mysql://app:{SECRET}@db.example/points",
         f"mysql://app@db.example/points?password={SECRET}",
         f"oracle+nonsense://app:{SECRET}@db.example/points",

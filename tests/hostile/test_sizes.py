@@ -57,7 +57,9 @@ def test_metadata_that_cannot_fit_is_never_written_as_json(
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("value", [10**k for k in range(0, 4299, 97)] + [2**k - 1 for k in range(1, 60)])
+@pytest.mark.parametrize(
+    "value", [10**k for k in range(0, 4299, 97)] + [2**k - 1 for k in range(1, 60)], ids=int.bit_length
+)
 def test_no_number_is_taken_for_longer_than_it_is(value: int) -> None:
     for number in (value, -value):
         taken = check_metadata("metadata", {"a": number})

@@ -150,7 +150,7 @@ ENCRYPTED = private_pem(ED25519, password=b"a password")
         b"-----BEGIN CERTIFICATE-----\nbm8ga2V5\n-----END CERTIFICATE-----\n",
         b"-----BEGIN",
         b"-----BEGIN A SECRET OF MORE THAN THIRTY-TWO BYTES-----",
-        private_pem(ED25519)[:-40],
+        pytest.param(private_pem(ED25519)[:-40], id="cut short"),
         public_bytes(P256)[:60] + public_bytes(P256)[70:],
         private_pem(ED25519).replace(b"PRIVATE", b"PUBLIC"),
         public_bytes(ED25519).replace(b"PUBLIC", b"PRIVATE"),
