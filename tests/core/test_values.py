@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 from uuid import UUID
 
@@ -177,6 +177,15 @@ def test_a_checked_dataclass_checks_its_fields_and_the_inherited_ones() -> None:
         assert {refusal.value.details["field"]: refusal.value.details["value"]} == wrong
 
 
+class NoZone(tzinfo):
+    """Nobody can tell what time it is there."""
+
+    def utcoffset(self, moment: datetime | None) -> Any:
+        raise LookupError("no time here")
+
+    dst = tzname = utcoffset
+
+
 POINTS = "a whole number (int) of points from 1 to 9007199254740991"
 METADATA = "a JSON object of at most 16384 bytes and 32 levels, without NaN"
 REFUSALS: list[tuple[Callable[[str, Any], Any], Any, str]] = [
@@ -193,6 +202,7 @@ REFUSALS: list[tuple[Callable[[str, Any], Any], Any, str]] = [
         datetime.min.replace(tzinfo=timezone(timedelta(hours=1))),
         "a time between the years 1 and 9999, not datetime.datetime(1, 1,",
     ),
+    (check_time, NOON.replace(tzinfo=NoZone()), "a datetime with a UTC offset, not datetime.datetime(2026, 3, 1,"),
     (check_metadata, 1, f"{METADATA}, not 1"),
     (check_metadata, {"a": "x" * 16384}, f"{METADATA}, not {{'a': "),
     (check_metadata, {"a": float("nan")}, f"{METADATA}, not {{'a': nan}}"),

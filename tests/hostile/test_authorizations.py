@@ -87,11 +87,17 @@ def test_whatever_is_written_on_the_envelope_is_refused(genuine: tokens.Genuine)
 
 @every_genuine
 def test_an_envelope_with_nothing_on_it_is_refused(genuine: tokens.Genuine) -> None:
-    bare = object.__new__(genuine.kind)
-    for token, cause in ((None, "missing"), (genuine.token, "envelope_mismatch")):
-        object.__setattr__(bare, "token", token)
+    bare, action = object.__new__(genuine.kind), ACTIONS[genuine.kind]
+    for more, cause in (
+        ({}, "missing"),
+        ({"token": None}, "missing"),
+        ({"token": genuine.token}, "envelope_mismatch"),
+        (action, "envelope_mismatch"),
+        ({"issued_at": genuine.authorization.issued_at}, "envelope_mismatch"),
+    ):
+        vars(bare).update(more)
         with pytest.raises(InvalidAuthorizationError) as refused:
-            MINT.verifier.verify(bare, genuine.kind, ACTIONS[genuine.kind])
+            MINT.verifier.verify(bare, genuine.kind, action)
         assert refused.value.details["cause"] == cause
     assert "token" not in repr(bare)
 

@@ -412,6 +412,16 @@ def test_a_token_is_valid_from_the_exact_instant_of_its_issue(authorizer: QueueA
 
 
 @every_kind
+def test_a_token_may_be_valid_from_the_first_second_of_1970_to_the_last_day_of_9999(
+    authorizer: QueueAuthorizer, kind: Kind
+) -> None:
+    first, last = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
+    token = resigned(authorize(authorizer, kind), {"iat": 0, "nbf": 0, "exp": int(last.timestamp())}).token
+    envelope = replace(authorize(authorizer, kind), token=token, issued_at=first, expires_at=last)
+    assert verify(authorizer, envelope)
+
+
+@every_kind
 def test_leeway_shifts_both_ends_by_as_much_and_is_zero_unless_asked_for(
     authorizer: QueueAuthorizer, kind: Kind
 ) -> None:
