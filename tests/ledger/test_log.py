@@ -651,7 +651,9 @@ def refused(field: str, call: Callable[..., object], *values: Any, **options: An
 
 def test_a_refusal_says_what_was_given_and_what_was_expected(world: World) -> None:
     calls: dict[str, Callable[[], object]] = {
-        "interval must be a number of seconds above 0, not 0": lambda: Sealer(world.ledger, interval=0),
+        f"interval must be a number of seconds above 0, at most {threading.TIMEOUT_MAX:.0f}, not 0": lambda: Sealer(
+            world.ledger, interval=0
+        ),
         "sweep_every must be a whole number from 1, not 0": lambda: Sealer(world.ledger, sweep_every=0),
         "position must be not before the one seen, not 1": lambda: world.ledger.reader("relay").move(1, seen=2),
         "name must be a string of 1 to 128 printable characters, not ''": lambda: world.ledger.reader(""),

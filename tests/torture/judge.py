@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .client import METHODS
 from .history import Call, Key, Ledger, key_of, without_flag
 from .journal import Line
-from .plan import ENDS, LIMIT
+from .plan import LIMIT
 from .timelines import Timeline, answered_at, timeline
 
 RETRYABLE = {"storage_unavailable", "optimistic_lock"}
@@ -17,7 +17,9 @@ RETRYABLE = {"storage_unavailable", "optimistic_lock"}
 REFUSALS = {
     "credit": {"balance_limit"},
     "hold": {"insufficient_balance"},
-    **{end: {"escrow_not_found", "escrow_already_processed"} for end in ENDS},
+    "settle": {"escrow_not_found", "escrow_already_processed", "balance_limit"},
+    "refund": {"escrow_not_found", "escrow_already_processed"},
+    "partial_settle": {"escrow_not_found", "escrow_already_processed", "balance_limit"},
     "escrow": {"escrow_not_found"},
 }
 CAUSES = {"token": "signature", "expired": "expired", "other_action": "claim_mismatch"}
@@ -120,9 +122,11 @@ class Judge:
         return bool(details["available"] in seen and amount == details["required"] > details["available"])
 
     def _balance_limit(self, call: Call, part: Line, details: Line) -> bool:
-        wallet, amount = self.timeline(f"user:{part['request']['user_id']}"), part["request"]["amount"]
-        states = [wallet.states[version] for version in wallet.seen(call)]
-        seen = {state["available"] + state["escrow"] for state in states}
+        request = part["request"]
+        account = f"user:{request['user_id']}" if part["operation"] == "credit" else f"model:{request['model_id']}"
+        buckets = ("available", "escrow") if part["operation"] == "credit" else ("earned",)
+        wallet, amount = self.timeline(account), request.get("settle_amount", request.get("amount"))
+        seen = {sum(wallet.states[version][bucket] for bucket in buckets) for version in wallet.seen(call)}
         said = {"limit": LIMIT, "amount": amount, "balance": details["balance"]}
         return bool(
             details["balance"] in seen and details.items() >= said.items() and amount + details["balance"] > LIMIT
