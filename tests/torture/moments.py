@@ -1,7 +1,7 @@
 """What must hold at any moment, also in the middle of everything: looked at in one snapshot."""
 
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from sqlalchemy import Connection, text
@@ -36,6 +36,10 @@ class Acknowledged:
         self._read: dict[Path, int] = {}
         self.transactions: set[str] = set()
         self.succeeded: dict[str, float] = {}
+
+    def waiting(self, clients: Sequence[str], since: float) -> list[str]:
+        """Who has done nothing new since then."""
+        return [client for client in clients if self.succeeded.get(client, 0.0) <= since]
 
     def update(self) -> None:
         """Read what is new."""

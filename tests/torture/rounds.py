@@ -122,8 +122,9 @@ def play(
             )
             running = Workers(round_)
             try:
-                _storm(server, round_, running, seconds, result)
-                _calm(round_, running, result)
+                acknowledged = Acknowledged(folder)
+                _storm(server, round_, running, acknowledged, seconds, result)
+                _calm(round_, running, acknowledged, result)
             finally:
                 running.kill()
         calls = [call for client in round_.everybody() for call in calls_of(client, lines(folder, client))]
@@ -140,11 +141,17 @@ def _take_down(url: str, walls: Sequence[str]) -> None:
             connection.execute(text(wall))
 
 
-def _storm(server: PostgreSQL | SQLite, round_: Round, running: Workers, seconds: float, result: Result) -> None:
+def _storm(
+    server: PostgreSQL | SQLite,
+    round_: Round,
+    running: Workers,
+    acknowledged: Acknowledged,
+    seconds: float,
+    result: Result,
+) -> None:
     """Faults, and looks at moments in between, until the time is over or something was found."""
     postgresql = server if isinstance(server, PostgreSQL) else None
     faults = Faults(round_.seed, round_.folder, round_.url, postgresql, running.pids)
-    acknowledged = Acknowledged(round_.folder)
     look_at = clock() + BETWEEN_MOMENTS
     moment: Future[list[str] | None] | None = None
     with Database(round_.url) as database, ThreadPoolExecutor(1) as threads:
@@ -177,22 +184,19 @@ def _take(found: list[str] | None, result: Result) -> None:
     result.findings += (Finding("a moment's snapshot", what) for what in found or [])
 
 
-def _calm(round_: Round, running: Workers, result: Result) -> None:
+def _calm(round_: Round, running: Workers, acknowledged: Acknowledged, result: Result) -> None:
     """After the last fault every client must do something new with success; then they end."""
+    acknowledged.update()  # reading all that is there may take longer than anybody needs to recover
     since = clock()
     (round_.folder / CALM).touch()
-    acknowledged = Acknowledged(round_.folder)
-    everybody = round_.everybody()
-    while clock() < since + LONGEST_RECOVERY:
-        result.findings += running.revive()
-        acknowledged.update()
-        if all(acknowledged.succeeded.get(client, 0) > since for client in everybody):
+    while waiting := acknowledged.waiting(round_.everybody(), since):
+        if clock() > since + LONGEST_RECOVERY:
+            what = f"{LONGEST_RECOVERY} s after the last fault, {waiting} had not succeeded again"
+            result.findings.append(Finding("progress after faults", what))
             break
+        result.findings += running.revive()
         time.sleep(10 * TICK)
-    else:
-        waiting = [client for client in everybody if acknowledged.succeeded.get(client, 0) <= since]
-        what = f"{LONGEST_RECOVERY} s after the last fault, {sorted(waiting)} had not succeeded again"
-        result.findings.append(Finding("progress after faults", what))
+        acknowledged.update()
     result.recovery = clock() - since
     (round_.folder / STOP).touch()
     result.findings += running.end()

@@ -17,10 +17,10 @@ from support.world import World
 from .bursts import histories
 from .client import KEY, Client, next_number, note, unfinished
 from .history import Call, Ledger, calls_of, key_of, without_flag
-from .journal import Journal, Line, lines
+from .journal import Journal, Line, clock, lines
 from .judge import Judge, unacknowledged
 from .linearizability import explain
-from .moments import Moments
+from .moments import Acknowledged, Moments
 from .plan import Plan
 
 CLIENTS = ("0.0", "1.0")
@@ -417,3 +417,20 @@ def test_a_client_recovers_what_it_had_sent_before_its_death(database: Database,
     assert first.answer
     assert last.answer
     assert list(map(without_flag, last.answer["outcomes"])) == list(map(without_flag, first.answer["outcomes"]))
+
+
+def test_only_what_is_new_is_progress(tmp_path: Path) -> None:
+    acknowledged = Acknowledged(tmp_path)
+    journals = {client: Journal(tmp_path, client) for client in CLIENTS}
+    since = clock()
+    journals["0.0"].write(answer="a", outcomes=[{"transaction_id": "t", "replayed": True}])
+    journals["0.0"].write(answer="b", outcomes=[{"version": 1}])
+    journals["0.0"].write(answer="c", outcomes=[{"transaction_id": "u", "replayed": False}], committed=False)
+    journals["1.0"].write(answer="d", error={"code": "optimistic_lock"})
+    acknowledged.update()
+    assert acknowledged.waiting(CLIENTS, since) == ["0.0", "1.0"]
+    assert acknowledged.transactions == {"t"}
+    journals["1.0"].write(answer="e", outcomes=[{"transaction_id": "v", "replayed": False}])
+    acknowledged.update()
+    assert acknowledged.waiting(CLIENTS, since) == ["0.0"]
+    assert acknowledged.waiting(CLIENTS, clock()) == ["0.0", "1.0"]
