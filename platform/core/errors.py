@@ -21,6 +21,7 @@ idempotency key again gives the one answer.
 
 import reprlib
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar
 
 
@@ -137,7 +138,20 @@ class LedgerDamagedError(WalletError):
     template = "position {position} of the log has lost its transaction; verify the database"
 
 
-_repr = reprlib.Repr()
+class _Repr(reprlib.Repr):
+    """Shows the first members as they stand: its base sorts all of them to show a few."""
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
+
+    def repr_set(self, x: set[Any], level: int) -> str:
+        return super().repr_set(set(islice(x, self.maxset + 1)), level)
+
+    def repr_frozenset(self, x: frozenset[Any], level: int) -> str:
+        return super().repr_frozenset(frozenset(islice(x, self.maxfrozenset + 1)), level)
+
+
+_repr = _Repr()
 _repr.maxstring = _repr.maxother = 80
 _repr.maxlevel = 2
 MAX_SHOWN = 120

@@ -87,6 +87,25 @@ def test_what_is_shown_of_a_huge_value_is_short() -> None:
         assert len(str(refused.value)) < 300
 
 
+@pytest.mark.parametrize("collect", [dict.fromkeys, set, frozenset])
+def test_what_is_shown_of_many_members_compares_a_handful_of_them(collect: Callable[[Any], object]) -> None:
+    compared = 0
+
+    class Key(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __lt__(self, other: str) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__lt__(self, other)
+
+    with pytest.raises(InvalidRequestError) as refused:
+        decode_cursor("after", collect(Key(k) for k in range(10_000, 0, -1)), str)
+    assert "..." in str(refused.value)
+    assert compared < 100
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_of_the_long_form_is_refused(name: str) -> None:
     refuse, make, _ = CASES[name]
