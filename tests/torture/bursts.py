@@ -69,11 +69,23 @@ def _outcomes(call: Call) -> list[Line | None]:
 
 def _part(part: Line, outcome: Line | None) -> linearizability.Part:
     if part["operation"] not in REQUESTS:
-        read = None if outcome is None else {name: outcome[name] for name in READ if name in outcome}
-        return linearizability.Part(operation=part["operation"], request=part["request"], outcome=read)
+        return _read(part["operation"], part["request"], outcome)
     return linearizability.Part(
         operation=part["operation"],
         request=request_of(part["operation"], part["request"]),
         authorized=part["flaw"] not in UNAUTHORIZED,
         outcome=outcome,
     )
+
+
+def _read(operation: str, request: Line, outcome: Line | None) -> linearizability.Part:
+    """What was read; of what is listed and summed up, what it tells of the balance."""
+    read = {name: outcome[name] for name in READ if name in outcome} if outcome else None
+    if outcome and operation == "escrows" and not outcome["more"]:
+        read = {"escrow": sum(item["amount"] for item in outcome["items"])}
+    if outcome and operation == "statement":
+        read = {"available": outcome["items"][0]["balance_after"] if outcome["items"] else 0}
+    operation = {"escrows": "user_balance", "statement": "user_balance", "earnings": "model_balance"}.get(
+        operation, operation
+    )
+    return linearizability.Part(operation=operation, request=request, outcome=read)

@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from points_platform.core import Database, EscrowNotFoundError, WalletError
-from points_platform.core.values import new_id
+from points_platform.core.values import Page, new_id
+from points_platform.ledger import LedgerService
 from points_platform.queue import AuthorizationKey, QueueAuthorizer
 from points_platform.wallets import WalletService
 
@@ -33,6 +34,7 @@ NO_ITEM = ""
 # Seconds to wait, so that a database that is out of reach does not use up the steps.
 AFTER_FAILURE = 0.02
 A_DAY = 86_400
+PAGE = 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,25 @@ class Part:
             "request": request,
             "authorization": _id_of(self.permission[0]) if self.permission else None,
         }
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A page as it was read, and whether there was more."""
+
+    items: list[Line]
+    more: bool
+
+    @classmethod
+    def of(cls, page: Page[Any]) -> "Listed":
+        return cls([fields_of(item) for item in page.items], page.next is not None)
+
+
+@dataclass(frozen=True)
+class Earned:
+    """What a dashboard shows as a model's earnings."""
+
+    earned: int
 
 
 @dataclass
@@ -79,6 +100,7 @@ class Client:
         self._plan = plan
         self._database = database
         self._wallets = wallets
+        self._ledger = LedgerService(database)
         self._of_sessions = {"isolation_level": isolation_level} if isolation_level else {}
         self._queue = QueueAuthorizer(KEY)
         # Its tokens name the queue's key.
@@ -208,10 +230,27 @@ class Client:
             if escrow_id is None:
                 return
             request = {"escrow_id": escrow_id or new_id()}
+        elif intent.operation in ("model_balance", "earnings"):
+            request = {"model_id": intent.model}
         else:
-            request = {"user_id": intent.user} if intent.operation == "user_balance" else {"model_id": intent.model}
-        read = getattr(self._wallets, f"get_{intent.operation}")
+            request = {"user_id": intent.user}
+        read = getattr(self, f"_{intent.operation}", None) or getattr(self._wallets, f"get_{intent.operation}")
         self._call(self._next_call(), step, [Part(intent, request)], lambda: {"outcomes": [_found(read, request)]})
+
+    def _escrows(self, user_id: str) -> Listed:
+        return Listed.of(self._wallets.list_escrows(user_id=user_id, status="held", limit=PAGE))
+
+    def _statement(self, user_id: str) -> Listed:
+        account = f"user:{user_id}"
+        return Listed.of(self._ledger.entries(account, "points", bucket="available", newest_first=True, limit=PAGE))
+
+    def _earnings(self, model_id: str) -> Earned:
+        """Of days enough for any clock that is wrong by minutes."""
+        since, until = (datetime.now(UTC) + timedelta(days=days) for days in (-2, 2))
+        periods = self._ledger.earnings(
+            model_id, "points", period="day", timezone="Asia/Kathmandu", since=since, until=until
+        )
+        return Earned(earned=sum(period.earned for period in periods))
 
     def _escrow_id(self, hold: Place) -> str | None:
         """The item that a hold has made; its request is sent again if this process has not heard of it.

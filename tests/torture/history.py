@@ -93,6 +93,12 @@ def key_of(part: Line) -> Key:
     return f"user:{part['request']['user_id']}", part["operation"], part["key"]
 
 
+def version_of(entry: Line) -> int:
+    """Which version of its wallet an entry has made."""
+    version: int = entry["wallet_version"]
+    return version
+
+
 def without_flag(answer: Line) -> Line:
     """An answer without what tells a replay from the first one."""
     return {name: value for name, value in answer.items() if name != "replayed"}
@@ -100,13 +106,17 @@ def without_flag(answer: Line) -> Line:
 
 @dataclass
 class Ledger:
-    """The rows, by what the judge asks for. ``states`` are a wallet's balances, by version, from 0 on."""
+    """The rows, by what the judge asks for.
+
+    ``states`` are a wallet's balances, by version, from 0 on; ``lines`` the entries of an account, oldest first.
+    """
 
     transactions: dict[str, Line]
     by_key: dict[Key, Line]
     states: dict[str, list[Line]]
     items: dict[str, Line]
     ends: dict[str, Line]
+    lines: dict[tuple[str, str], list[Line]]
 
     @classmethod
     def read(cls, connection: Connection) -> "Ledger":
@@ -114,15 +124,19 @@ class Ledger:
             row["transaction_id"]: row | {"entries": []} for row in _rows(connection, "ledger_transactions")
         }
         versions: dict[str, dict[int, Line]] = defaultdict(dict)
+        entries: dict[tuple[str, str], list[Line]] = defaultdict(list)
         for row in _rows(connection, "ledger_entries"):
             transactions[row["transaction_id"]]["entries"].append(row)
             if row["bucket"] in WALLET_BUCKETS:
+                entries[row["account_id"], row["bucket"]].append(row)
                 state = versions[row["account_id"]].setdefault(row["wallet_version"], {})
                 state |= {"transaction_id": row["transaction_id"], row["bucket"]: row["balance_after"]}
         keys = {(row["owner_id"], row["operation"], row["idempotency_key"]): row for row in transactions.values()}
         items = {row["escrow_id"]: row for row in _rows(connection, "escrow_items")}
         ends = {row["escrow_id"]: row for row in transactions.values() if row["operation"] in ENDS}
-        return cls(transactions, keys, {account: _states(found) for account, found in versions.items()}, items, ends)
+        states = {account: _states(found) for account, found in versions.items()}
+        lines = {account: sorted(found, key=version_of) for account, found in entries.items()}
+        return cls(transactions, keys, states, items, ends, lines)
 
     def states_of(self, account: str) -> list[Line]:
         """Those of a wallet that may not be there."""

@@ -1,13 +1,14 @@
 """The judge: what was answered, what is in the ledger and what was announced must be one and the same story."""
 
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from .client import METHODS
-from .history import Call, Key, Ledger, key_of, without_flag
+from .client import METHODS, PAGE
+from .history import Call, Key, Ledger, key_of, version_of, without_flag
 from .journal import Line
 from .plan import LIMIT
 from .timelines import Timeline, answered_at, timeline
@@ -29,6 +30,7 @@ REFUSALS_OF_FLAW = {
     "user": {"escrow_not_found"},
 }
 FEW = 5
+OF_LINE = ("transaction_id", "account_id", "bucket", "amount", "balance_before", "balance_after", "wallet_version")
 STATUS = {"settle": "settled", "refund": "refunded", "partial_settle": "partially_settled"}
 
 
@@ -66,6 +68,7 @@ class Judge:
             "one answer for ever": self._replays,
             "real time": self._real_time,
             "escrow items": self._items,
+            "lists": self._lists,
         }
         return (Finding(name, what) for name, check in checks.items() for what in check())
 
@@ -267,6 +270,45 @@ class Judge:
             overtaken = end is None or (maker is not None and maker.invoked > call.returned)
         if overtaken or any(read[name] != item.get(name) for name in names):
             yield f"{call.name}: read {read}, the ledger has {item}"
+
+    def _lists(self) -> Findings:
+        """What is listed or summed up is what was there at one moment of the call."""
+        checks = {"escrows": self._false_escrows, "statement": self._false_statement, "earnings": self._false_earnings}
+        for call in self.calls:
+            for part, outcome in call.outcomes():
+                if outcome.get("more") and len(outcome["items"]) != PAGE:
+                    yield f"{call.name}: {len(outcome['items'])} are no full page, and there was more"
+                if part["operation"] in checks and "code" not in outcome:
+                    yield from checks[part["operation"]](call, part["request"], outcome)
+
+    def _false_escrows(self, call: Call, request: Line, listed: Line) -> Findings:
+        for item in listed["items"]:
+            yield from self._false_item(call, item)
+        wallet, ids = self.timeline(f"user:{request['user_id']}"), [item["escrow_id"] for item in listed["items"]]
+        held = sum(item["amount"] for item in listed["items"])
+        escrow = {wallet.states[version]["escrow"] for version in wallet.seen(call)}
+        if ids != sorted(set(ids)) or any(item["user_id"] != request["user_id"] for item in listed["items"]):
+            yield f"{call.name}: of {request} these were listed in this order: {ids}"
+        if (held not in escrow and not listed["more"]) or held > max(escrow, default=0):
+            yield f"{call.name}: {held} points were listed as held by {wallet.account}, in escrow were {escrow}"
+
+    def _false_statement(self, call: Call, request: Line, listed: Line) -> Findings:
+        wallet = self.timeline(f"user:{request['user_id']}")
+        lines = self.ledger.lines.get((wallet.account, "available"), [])
+        read = [{name: line[name] for name in OF_LINE} for line in listed["items"]]
+        until = bisect_right(lines, read[0]["wallet_version"], key=version_of) if read else 0
+        first = max(0, until - len(read))
+        there = {bisect_right(lines, version, key=version_of) for version in wallet.seen(call)}
+        if read != [{name: line[name] for name in OF_LINE} for line in reversed(lines[first:until])]:
+            yield f"{call.name}: the statement of {wallet.account} says {read}, which the ledger does not"
+        elif until not in there or listed["more"] != (first > 0):
+            yield f"{call.name}: read the lines {first} to {until} of {wallet.account}, there were up to {there}"
+
+    def _false_earnings(self, call: Call, request: Line, listed: Line) -> Findings:
+        wallet = self.timeline(f"model:{request['model_id']}")
+        earned = {wallet.states[version]["earned"] for version in wallet.seen(call)}
+        if listed["earned"] not in earned:
+            yield f"{call.name}: {listed['earned']} were shown as earned by {wallet.account}, it was {earned}"
 
 
 def _expected(part: Line) -> set[str]:

@@ -27,7 +27,7 @@ KINDS = {
     "mutate": 4,
     "many": 5,
     "session": 5,
-    "read": 7,
+    "read": 10,
 }
 ENDS = {"settle": 5, "refund": 3, "partial_settle": 2}
 REQUESTS: dict[str, Any] = {
@@ -45,6 +45,7 @@ WINDOW = 60
 HOT_USERS, HOT_MODELS, CROWD_USERS, CROWD_MODELS = 3, 2, 200, 20
 RICH = "rich-user"
 LIMIT = 2**53 - 1
+READS = ("user_balance", "user_balance", "model_balance", "escrow", "escrows", "statement", "earnings")
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ class Plan:
 
     def _read(self, place: Place, random: random.Random) -> Intent:
         user, model = self._wallets(place, random)
-        what = random.choice(("user_balance", "user_balance", "model_balance", "escrow"))
+        what = random.choice(READS)
         hold = self._earlier(place, random, ("hold",)) if what == "escrow" else None
         if what == "escrow" and hold is None:
             what = "user_balance"

@@ -15,7 +15,7 @@ from points_platform.wallets import WalletService
 from support.world import World
 
 from .bursts import histories
-from .client import KEY, Client, next_number, note, unfinished
+from .client import KEY, PAGE, Client, next_number, note, unfinished
 from .history import Call, Ledger, calls_of, key_of, without_flag
 from .journal import Journal, Line, clock, lines
 from .judge import Judge, unacknowledged
@@ -26,7 +26,7 @@ from .plan import Plan
 CLIENTS = ("0.0", "1.0")
 STEPS = 120
 # Of a story in which every refusal occurs.
-SEED = "story 12"
+SEED = "story 42"
 Lie = Callable[[list[Call], Ledger], None]
 Story = tuple[list[Call], Ledger]
 
@@ -284,6 +284,89 @@ def read_the_future(calls: list[Call], ledger: Ledger) -> None:
     call.asked["at"] = call.answer["at"] = 0.0
 
 
+def listed(calls: list[Call], operation: str, count: int = 2) -> tuple[Call, Line]:
+    """A read of a list that has so many members, or of earnings."""
+    return next(
+        (call, outcome)
+        for call in calls
+        if call.form == "read"
+        for part, outcome in call.outcomes()
+        if part["operation"] == operation and len(outcome.get("items", "many")) >= count
+    )
+
+
+def list_escrows_without_one(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "escrows")[1]["items"].pop()
+
+
+def list_an_escrow_twice(calls: list[Call], ledger: Ledger) -> None:
+    items = listed(calls, "escrows")[1]["items"]
+    items.append(items[0])
+
+
+def list_escrows_in_disorder(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "escrows")[1]["items"].reverse()
+
+
+def list_more_escrows_than_all(calls: list[Call], ledger: Ledger) -> None:
+    _, outcome = listed(calls, "escrows")
+    outcome["more"] = True
+    last = outcome["items"][-1]
+    for number in range(PAGE - len(outcome["items"])):
+        outcome["items"].append(last | {"escrow_id": f"{last['escrow_id']}-{number:02d}"})
+        ledger.items[outcome["items"][-1]["escrow_id"]] = ledger.items[last["escrow_id"]]
+
+
+def list_half_a_page(calls: list[Call], ledger: Ledger) -> None:
+    _, outcome = listed(calls, "escrows", 0)
+    outcome |= {"items": [], "more": True}
+
+
+def list_escrows_of_another(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = listed(calls, "escrows")
+    call.asked["parts"][0]["request"]["user_id"] = "another"
+
+
+def list_an_escrow_with_another_amount(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "escrows")[1]["items"][0]["amount"] += 1
+
+
+def leave_out_a_line(calls: list[Call], ledger: Ledger) -> None:
+    del listed(calls, "statement", 3)[1]["items"][1]
+
+
+def leave_out_the_newest_line(calls: list[Call], ledger: Ledger) -> None:
+    del listed(calls, "statement")[1]["items"][0]
+
+
+def leave_out_the_oldest_line(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "statement")[1]["items"].pop()
+
+
+def promise_more_lines(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "statement")[1]["more"] ^= True
+
+
+def misstate_a_line(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "statement")[1]["items"][-1]["amount"] += 1
+
+
+def read_no_lines(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "statement")[1]["items"].clear()
+
+
+def earn_more(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "earnings")[1]["earned"] += 1
+
+
+def earn_in_the_future(calls: list[Call], ledger: Ledger) -> None:
+    call = [
+        call for call in calls for part, found in call.outcomes() if found.get("earned") and "version" not in found
+    ][-1]
+    assert call.answer is not None
+    call.asked["at"] = call.answer["at"] = 0.0
+
+
 def answer_before_asking(calls: list[Call], ledger: Ledger) -> None:
     call = max((call for call in calls if call.form == "one" and call.events), key=lambda call: call.invoked)
     assert call.answer is not None
@@ -337,6 +420,21 @@ LIES: dict[Lie, str] = {
     read_the_past: "real time",
     read_the_future: "real time",
     answer_before_asking: "real time",
+    list_escrows_without_one: "lists",
+    list_an_escrow_twice: "lists",
+    list_escrows_in_disorder: "lists",
+    list_more_escrows_than_all: "lists",
+    list_half_a_page: "lists",
+    list_escrows_of_another: "lists",
+    list_an_escrow_with_another_amount: "lists",
+    leave_out_a_line: "lists",
+    leave_out_the_newest_line: "lists",
+    leave_out_the_oldest_line: "lists",
+    promise_more_lines: "lists",
+    misstate_a_line: "lists",
+    read_no_lines: "lists",
+    earn_more: "lists",
+    earn_in_the_future: "lists",
 }
 
 

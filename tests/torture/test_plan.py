@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .plan import MUTATIONS, Place, Plan, Step
+from .plan import MUTATIONS, READS, Place, Plan, Step
 
 CLIENTS = ("0.0", "0.1", "1.0", "1.1")
 TESTS = Path(__file__).parent.parent
@@ -52,7 +52,7 @@ def test_everything_that_is_promised_occurs(plan: Plan) -> None:
     seen.update(f"flaw {intent.flaw}" for step in steps for intent in step.intents)
     seen.update(f"mutation {intent.mutation}" for step in steps for intent in step.intents)
     expected = {"one", "many", "session", "read", "credit", "hold", "settle", "refund", "partial_settle"}
-    expected |= {"user_balance", "model_balance", "escrow"}
+    expected |= set(READS)
     expected |= {f"flaw {flaw}" for flaw in (None, "token", "expired", "other_action", "amount", "user")}
     assert expected | {f"mutation {field}" for field in MUTATIONS} <= set(seen)
     assert {step.atomic for step in steps if step.kind == "many"} == {True, False}
