@@ -42,6 +42,7 @@ def _of_call(call: Call) -> Counter[str]:
         )
         + Counter(f"answer {each['code']}" for each in refused)
         + Counter(f"storage_unavailable {cause}" for cause in causes)
+        + Counter(f"read {part['operation']}" for part in call.asked["parts"] if call.form == "read")
     )
 
 
