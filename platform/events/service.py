@@ -64,7 +64,9 @@ class EventBus:
             signal.disconnect(self._held.pop((event_type, *_identity(receiver)), receiver))
 
     def publish(self, event: WalletEvent) -> None:
-        """Deliver the event. Raises ``InvalidRequestError`` for an unknown type, nothing of a receiver's."""
+        """Deliver the event. Raises ``InvalidRequestError`` for what is no known event, nothing of a receiver's."""
+        if not isinstance(event, WalletEvent):
+            raise InvalidRequestError(field="event", value=event, expected="a WalletEvent")
         signal = self._signals[self._known(event.event_type)]
         with self._lock:
             receivers = list(signal.receivers_for(event))

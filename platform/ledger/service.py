@@ -50,11 +50,13 @@ class LedgerService(LedgerLog):
         return found[0] if found else None
 
     def transactions(self, transaction_ids: Sequence[str]) -> list[LedgerTransaction]:
-        """Those of these transactions that exist, in the order of their ids.
+        """Those of these transactions that exist, each once, in the order of their ids.
 
         Raises ``InvalidRequestError``, ``StorageUnavailableError``.
         """
-        ids = sorted(check_identifier("transaction_ids", each) for each in transaction_ids)
+        if not isinstance(transaction_ids, list | tuple):
+            raise InvalidRequestError(field="transaction_ids", value=transaction_ids, expected="a list of ids")
+        ids = sorted({check_identifier("transaction_ids", each) for each in transaction_ids})
         with self.database.read() as connection:
             parts = chunks(ids)
             return [each for part in parts for each in store.transactions(connection, part)]

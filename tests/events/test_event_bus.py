@@ -239,6 +239,15 @@ def test_an_unknown_event_type_is_refused_everywhere(bus: EventBus, event_type: 
         assert caught.value.details["field"] == "event_type"
 
 
+@pytest.mark.parametrize("event", [None, "wallet.credited", {"event_type": "wallet.credited"}, WalletCredited])
+def test_what_is_no_event_reaches_nobody(bus: EventBus, event: Any) -> None:
+    seen: list[Any] = []
+    bus.subscribe("wallet.credited", seen.append)
+    with pytest.raises(InvalidRequestError, match="event must be a WalletEvent"):
+        bus.publish(event)
+    assert (seen, bus.failures) == ([], 0)
+
+
 class HostileError(Exception):
     """What a receiver raises may be as bad as the receiver."""
 

@@ -370,6 +370,7 @@ def test_a_transaction_is_found_by_its_id_only(played: World) -> None:
     lines = played.ledger.entries("user:ana", "points").items
     ids = sorted({line.transaction_id for line in lines})
     assert [found.transaction_id for found in played.ledger.transactions([*reversed(ids), str(uuid4())])] == ids
+    assert len(played.ledger.transactions(ids * 1000)) == len(ids), "asked for in several chunks, given once"
     assert played.ledger.transactions([]) == []
     for unknown in (str(uuid4()), ids[0].upper(), "no uuid"):
         assert played.ledger.transaction(unknown) is None
@@ -378,6 +379,9 @@ def test_a_transaction_is_found_by_its_id_only(played: World) -> None:
         with pytest.raises(InvalidRequestError) as refusal:
             played.ledger.transaction(wrong)
         assert (refusal.value.details["field"], refusal.value.details["value"]) == ("transaction_id", wrong)
+        with pytest.raises(InvalidRequestError) as refusal:
+            played.ledger.transactions(wrong)
+        assert (refusal.value.details["field"], refusal.value.details["value"]) == ("transaction_ids", wrong)
 
 
 def test_a_statement_line_says_what_happened(world: World) -> None:
