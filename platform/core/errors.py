@@ -139,7 +139,7 @@ class LedgerDamagedError(WalletError):
 
 
 class _Repr(reprlib.Repr):
-    """Shows the first members as they stand: its base sorts all of them to show a few."""
+    """Its base sorts all members of what is not a sequence to show the least; this one sorts only the first."""
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)

@@ -242,7 +242,7 @@ def decode_cursor(field: str, value: Any, *kinds: type) -> list[Any]:
     text = plain_string(value) or ""
     try:
         parts = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        read = [_READ_PART[kind](field, part) for kind, part in zip(kinds, parts, strict=True)]
+        read = [_part_check(kind)(field, part) for kind, part in zip(kinds, parts, strict=True)]
         if encode_cursor(*read) == text:
             return read
     except (TypeError, ValueError, RecursionError, InvalidRequestError):
@@ -250,7 +250,12 @@ def decode_cursor(field: str, value: Any, *kinds: type) -> list[Any]:
     raise InvalidRequestError(field=field, value=value, expected="a cursor that an earlier page returned")
 
 
-_READ_PART: dict[type, Check] = {
+def _part_check(kind: type) -> Check:
+    # Where a test of a host's has frozen the time, its datetime is a subclass.
+    return next(check for known, check in _PART_CHECKS.items() if issubclass(kind, known))
+
+
+_PART_CHECKS: dict[type, Check] = {
     str: check_identifier,
     int: check_count,
     datetime: lambda field, value: check_time(field, datetime.fromisoformat(value)),

@@ -50,7 +50,7 @@ class LedgerService(LedgerLog):
         return found[0] if found else None
 
     def transactions(self, transaction_ids: Sequence[str]) -> list[LedgerTransaction]:
-        """Those of these transactions that exist, each once, in the order of their ids.
+        """Those of these transactions that exist, each once, in the order of their ids; a list or tuple of ids.
 
         Raises ``InvalidRequestError``, ``StorageUnavailableError``.
         """

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from points_platform.core import MAX_POINTS, Database, InvalidRequestError
+from points_platform.core.rows import CHUNK
 from points_platform.core.values import encode_cursor
 from points_platform.ledger import (
     ISSUER,
@@ -370,7 +371,9 @@ def test_a_transaction_is_found_by_its_id_only(played: World) -> None:
     lines = played.ledger.entries("user:ana", "points").items
     ids = sorted({line.transaction_id for line in lines})
     assert [found.transaction_id for found in played.ledger.transactions([*reversed(ids), str(uuid4())])] == ids
-    assert len(played.ledger.transactions(ids * 1000)) == len(ids), "asked for in several chunks, given once"
+    unknown_ids = [str(uuid4()) for _ in range(CHUNK)]
+    found = played.ledger.transactions([*ids, *unknown_ids, *ids])
+    assert [each.transaction_id for each in found] == ids, "read in two chunks, each given once"
     assert played.ledger.transactions([]) == []
     for unknown in (str(uuid4()), ids[0].upper(), "no uuid"):
         assert played.ledger.transaction(unknown) is None
@@ -418,6 +421,17 @@ def paged(world: World, account_id: str, limit: int, **options: Any) -> list[Sta
         assert len(page.items) == limit or page.next is None
         if (after := page.next) is None:
             return found
+
+
+def test_statements_page_while_a_host_has_frozen_its_clock(played: World) -> None:
+    """Where ``freezegun`` puts a class of its own in the place of ``datetime``."""
+    expected = paged(played, "user:ana", 50)
+    before = played.ledger.entries("user:ana", "points", limit=3).next
+    with freeze_time(NOON):
+        assert paged(played, "user:ana", 3) == expected
+        assert played.ledger.entries("user:ana", "points", limit=50, after=before).items == tuple(expected[3:])
+        inside = played.ledger.entries("user:ana", "points", limit=3).next
+    assert inside == before
 
 
 def test_statements_page_in_both_directions_per_bucket_and_for_the_whole_owner(world: World) -> None:

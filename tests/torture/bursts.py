@@ -8,6 +8,7 @@ from .history import Call
 from .journal import Line
 from .plan import REQUESTS, STREAM, UNAUTHORIZED, request_of
 
+BALANCE_OF = {"escrows": "user_balance", "statement": "user_balance", "earnings": "model_balance"}
 READ = ("available", "escrow", "earned", "version", "status", "settled_amount", "refunded_amount", "amount", "code")
 
 
@@ -80,12 +81,14 @@ def _part(part: Line, outcome: Line | None) -> linearizability.Part:
 
 def _read(operation: str, request: Line, outcome: Line | None) -> linearizability.Part:
     """What was read; of what is listed and summed up, what it tells of the balance."""
-    read = {name: outcome[name] for name in READ if name in outcome} if outcome else None
-    if outcome and operation == "escrows" and not outcome["more"]:
-        read = {"escrow": sum(item["amount"] for item in outcome["items"])}
-    if outcome and operation == "statement":
-        read = {"available": outcome["items"][0]["balance_after"] if outcome["items"] else 0}
-    operation = {"escrows": "user_balance", "statement": "user_balance", "earnings": "model_balance"}.get(
-        operation, operation
-    )
-    return linearizability.Part(operation=operation, request=request, outcome=read)
+    read = None if outcome is None else {name: outcome[name] for name in READ if name in outcome}
+    if outcome and "items" in outcome and not request.get("after") and not outcome["next"]:
+        read = _summed_up(operation, outcome["items"])
+    return linearizability.Part(operation=BALANCE_OF.get(operation, operation), request=request, outcome=read)
+
+
+def _summed_up(operation: str, items: Sequence[Line]) -> Line:
+    if operation == "statement":
+        return {"available": items[0]["balance_after"] if items else 0}
+    name, part = {"escrows": ("escrow", "amount"), "earnings": ("earned", "earned")}[operation]
+    return {name: sum(item[part] for item in items)}

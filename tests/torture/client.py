@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from points_platform.core import Database, EscrowNotFoundError, WalletError
-from points_platform.core.values import Page, new_id
+from points_platform.core.values import Page, encode_cursor, new_id
 from points_platform.ledger import LedgerService
 from points_platform.queue import AuthorizationKey, QueueAuthorizer
 from points_platform.wallets import WalletService
@@ -34,7 +34,10 @@ NO_ITEM = ""
 # Seconds to wait, so that a database that is out of reach does not use up the steps.
 AFTER_FAILURE = 0.02
 A_DAY = 86_400
-PAGE = 20
+PAGE = 10
+# How many pages of a list are read one after the other.
+PAGES = 2
+DAYS: Line = {"period": "day", "timezone": "Asia/Kathmandu"}
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Listed:
-    """A page as it was read, and whether there was more."""
+    """A list, or a page of one, as it was read; ``next`` where there was more."""
 
     items: list[Line]
-    more: bool
+    next: str | None = None
 
     @classmethod
     def of(cls, page: Page[Any]) -> "Listed":
-        return cls([fields_of(item) for item in page.items], page.next is not None)
-
-
-@dataclass(frozen=True)
-class Earned:
-    """What a dashboard shows as a model's earnings."""
-
-    earned: int
+        return cls(list(map(fields_of, page.items)), page.next)
 
 
 @dataclass
@@ -225,32 +221,38 @@ class Client:
 
     def _read(self, step: Step) -> None:
         [intent] = step.intents
-        if intent.hold is not None:
-            escrow_id = self._escrow_id(intent.hold)
-            if escrow_id is None:
-                return
-            request = {"escrow_id": escrow_id or new_id()}
-        elif intent.operation in ("model_balance", "earnings"):
-            request = {"model_id": intent.model}
-        else:
-            request = {"user_id": intent.user}
+        request = self._asked(intent)
         read = getattr(self, f"_{intent.operation}", None) or getattr(self._wallets, f"get_{intent.operation}")
-        self._call(self._next_call(), step, [Part(intent, request)], lambda: {"outcomes": [_found(read, request)]})
+        for _ in range(PAGES):
+            if request is not None:
+                part = Part(intent, request)
+                answer = self._call(self._next_call(), step, [part], partial(_answer_of, read, request))
+                request = _of_next_page(request, answer)
 
-    def _escrows(self, user_id: str) -> Listed:
-        return Listed.of(self._wallets.list_escrows(user_id=user_id, status="held", limit=PAGE))
+    def _asked(self, intent: Intent) -> Line | None:
+        """The arguments of a read; nothing where the hold it speaks of is not known to have an answer."""
+        escrow_id = None if intent.hold is None else self._escrow_id(intent.hold)
+        time = datetime.now(UTC)
+        asked: dict[str, Line | None] = {
+            "user_balance": {"user_id": intent.user},
+            "model_balance": {"model_id": intent.model},
+            "escrow": None if escrow_id is None else {"escrow_id": escrow_id or new_id()},
+            "escrows": {"user_id": intent.user, "after": encode_cursor(escrow_id) if escrow_id else None},
+            "statement": {"user_id": intent.user, "after": None},
+            # Of days enough for any clock that is wrong by minutes.
+            "earnings": {"model_id": intent.model, "since": time - timedelta(2), "until": time + timedelta(2)},
+        }
+        return asked[intent.operation]
 
-    def _statement(self, user_id: str) -> Listed:
-        account = f"user:{user_id}"
-        return Listed.of(self._ledger.entries(account, "points", bucket="available", newest_first=True, limit=PAGE))
+    def _escrows(self, **request: Any) -> Listed:
+        return Listed.of(self._wallets.list_escrows(status="held", limit=PAGE, **request))
 
-    def _earnings(self, model_id: str) -> Earned:
-        """Of days enough for any clock that is wrong by minutes."""
-        since, until = (datetime.now(UTC) + timedelta(days=days) for days in (-2, 2))
-        periods = self._ledger.earnings(
-            model_id, "points", period="day", timezone="Asia/Kathmandu", since=since, until=until
-        )
-        return Earned(earned=sum(period.earned for period in periods))
+    def _statement(self, user_id: str, after: str | None) -> Listed:
+        asked: dict[str, Any] = {"bucket": "available", "newest_first": True, "limit": PAGE, "after": after}
+        return Listed.of(self._ledger.entries(f"user:{user_id}", "points", **asked))
+
+    def _earnings(self, **request: Any) -> Listed:
+        return Listed(list(map(fields_of, self._ledger.earnings(currency="points", **DAYS, **request))))
 
     def _escrow_id(self, hold: Place) -> str | None:
         """The item that a hold has made; its request is sent again if this process has not heard of it.
@@ -295,11 +297,16 @@ def _outcome_of(answer: Any) -> Line:
     return refusal_of(answer) if isinstance(answer, WalletError) else fields_of(answer)
 
 
-def _found(read: Callable[..., Any], request: Line) -> Line:
+def _answer_of(read: Callable[..., Any], request: Line) -> Line:
     try:
-        return fields_of(read(**request))
+        return {"outcomes": [fields_of(read(**request))]}
     except EscrowNotFoundError as error:
-        return refusal_of(error)
+        return {"outcomes": [refusal_of(error)]}
+
+
+def _of_next_page(request: Line, answer: Line) -> Line | None:
+    after = [outcome["next"] for outcome in answer.get("outcomes", []) if outcome.get("next")]
+    return request | {"after": after[0]} if after else None
 
 
 def _intent_of(part: Line) -> Intent:

@@ -14,7 +14,7 @@ from .plan import ENDS
 
 Key = tuple[str, str, str]
 WALLET_BUCKETS = {"available", "escrow", "earned"}
-NOTHING: Line = {"transaction_id": None, "available": 0, "escrow": 0, "earned": 0}
+NOTHING: Line = {"transaction_id": None, "version": 0, "available": 0, "escrow": 0, "earned": 0}
 EVENT_OF = {
     "credit": "wallet.credited",
     "hold": "wallet.escrow_held",
@@ -40,6 +40,11 @@ class Call:
     @property
     def form(self) -> str:
         return str(self.asked["form"])
+
+    @property
+    def whole(self) -> bool:
+        """Whether it commits once. (A batch that is not atomic may be tried again for what was refused at first.)"""
+        return self.form == "session" or bool(self.asked["atomic"])
 
     @property
     def invoked(self) -> float:
@@ -108,13 +113,15 @@ def without_flag(answer: Line) -> Line:
 class Ledger:
     """The rows, by what the judge asks for.
 
-    ``states`` are a wallet's balances, by version, from 0 on; ``lines`` the entries of an account, oldest first.
+    ``states`` are a wallet's balances, by version, from 0 on; ``lines`` the entries of an account, oldest first, as
+    a statement has them; ``holds`` and ``ends`` the transactions of an escrow item.
     """
 
     transactions: dict[str, Line]
     by_key: dict[Key, Line]
     states: dict[str, list[Line]]
     items: dict[str, Line]
+    holds: dict[str, Line]
     ends: dict[str, Line]
     lines: dict[tuple[str, str], list[Line]]
 
@@ -128,15 +135,16 @@ class Ledger:
         for row in _rows(connection, "ledger_entries"):
             transactions[row["transaction_id"]]["entries"].append(row)
             if row["bucket"] in WALLET_BUCKETS:
-                entries[row["account_id"], row["bucket"]].append(row)
+                entries[row["account_id"], row["bucket"]].append(_line(row, transactions[row["transaction_id"]]))
                 state = versions[row["account_id"]].setdefault(row["wallet_version"], {})
                 state |= {"transaction_id": row["transaction_id"], row["bucket"]: row["balance_after"]}
         keys = {(row["owner_id"], row["operation"], row["idempotency_key"]): row for row in transactions.values()}
-        items = {row["escrow_id"]: row for row in _rows(connection, "escrow_items")}
+        items = {row["escrow_id"]: _item(row) for row in _rows(connection, "escrow_items")}
+        holds = {row["escrow_id"]: row for row in transactions.values() if row["operation"] == "hold"}
         ends = {row["escrow_id"]: row for row in transactions.values() if row["operation"] in ENDS}
         states = {account: _states(found) for account, found in versions.items()}
         lines = {account: sorted(found, key=version_of) for account, found in entries.items()}
-        return cls(transactions, keys, states, items, ends, lines)
+        return cls(transactions, keys, states, items, holds, ends, lines)
 
     def states_of(self, account: str) -> list[Line]:
         """Those of a wallet that may not be there."""
@@ -187,12 +195,27 @@ def _states(versions: dict[int, Line]) -> list[Line]:
     """A version's entries name only the buckets that changed; the others are as before."""
     states = [NOTHING]
     for version in sorted(versions):
-        states.append({**states[-1], **versions[version]})
+        states.append({**states[-1], **versions[version], "version": version})
     return states
 
 
 def _rows(connection: Connection, table: str) -> Iterator[Line]:
     return (dict(row._mapping) for row in connection.execute(text(f"SELECT * FROM {table}")))
+
+
+def _line(entry: Line, transaction: Line) -> Line:
+    """An entry as a statement must have it."""
+    names = ("account_id", "bucket", "amount", "balance_before", "balance_after", "wallet_version")
+    of_transaction = ("transaction_id", "operation", "reason", "currency", "request_id", "idempotency_key")
+    line = {name: entry[name] for name in names} | {"posted_at": _moment(entry["posted_at"])}
+    return line | {name: transaction[name] for name in (*of_transaction, "escrow_id", "queue_item_id")}
+
+
+def _item(row: Line) -> Line:
+    """An escrow item as it must be read now."""
+    item = {name: value for name, value in row.items() if name not in ("metadata", "version")}
+    times = {name: item[name] and _moment(item[name]) for name in ("created_at", "processed_at")}
+    return item | times | {"metadata_json": row["metadata"]}
 
 
 def _moment(value: Any) -> str:

@@ -1,11 +1,14 @@
 """The judge: what was answered, what is in the ledger and what was announced must be one and the same story."""
 
 import json
-from bisect import bisect_right
-from collections import Counter
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, time, timedelta, timezone
 from functools import cache
 from typing import NamedTuple
+
+from points_platform.core.values import decode_cursor
 
 from .client import METHODS, PAGE
 from .history import Call, Key, Ledger, key_of, version_of, without_flag
@@ -30,7 +33,8 @@ REFUSALS_OF_FLAW = {
     "user": {"escrow_not_found"},
 }
 FEW = 5
-OF_LINE = ("transaction_id", "account_id", "bucket", "amount", "balance_before", "balance_after", "wallet_version")
+HELD = {"status": "held", "model_id": None, "settled_amount": 0, "refunded_amount": 0, "processed_at": None}
+NEPAL = timezone(timedelta(hours=5, minutes=45))
 STATUS = {"settle": "settled", "refund": "refunded", "partial_settle": "partially_settled"}
 
 
@@ -55,6 +59,9 @@ class Judge:
         self.timeline: Callable[[str], Timeline] = cache(
             lambda account: timeline(account, ledger, self.by_name, self.answered)
         )
+        self.holds_of: dict[str, list[str]] = defaultdict(list)
+        for escrow_id, item in sorted(ledger.items.items()):
+            self.holds_of[item["user_id"]].append(escrow_id)
 
     def findings(self) -> Iterator[Finding]:
         """All of them, by check."""
@@ -77,6 +84,8 @@ class Judge:
             answer = call.answer or {}
             if "unexpected" in answer:
                 yield f"{call.name}: an exception that is not documented: {answer['unexpected']}"
+            if call.answer and not answer.keys() & {"outcomes", "error", "unexpected"}:
+                yield f"{call.name}: an answer that says nothing: {answer}"
             if call.form != "session" and "outcomes" in answer and len(answer["outcomes"]) != len(call.asked["parts"]):
                 yield f"{call.name}: {len(answer['outcomes'])} answers to {len(call.asked['parts'])} requests"
 
@@ -121,7 +130,7 @@ class Judge:
 
     def _insufficient_balance(self, call: Call, part: Line, details: Line) -> bool:
         wallet, amount = self.timeline(f"user:{part['request']['user_id']}"), part["request"]["amount"]
-        seen = {wallet.states[version]["available"] for version in wallet.seen(call)}
+        seen = {state["available"] for state in wallet.seen(call)}
         return bool(details["available"] in seen and amount == details["required"] > details["available"])
 
     def _balance_limit(self, call: Call, part: Line, details: Line) -> bool:
@@ -129,7 +138,7 @@ class Judge:
         account = f"user:{request['user_id']}" if part["operation"] == "credit" else f"model:{request['model_id']}"
         buckets = ("available", "escrow") if part["operation"] == "credit" else ("earned",)
         wallet, amount = self.timeline(account), request.get("settle_amount", request.get("amount"))
-        seen = {sum(wallet.states[version][bucket] for bucket in buckets) for version in wallet.seen(call)}
+        seen = {sum(state[bucket] for bucket in buckets) for state in wallet.seen(call)}
         said = {"limit": LIMIT, "amount": amount, "balance": details["balance"]}
         return bool(
             details["balance"] in seen and details.items() >= said.items() and amount + details["balance"] > LIMIT
@@ -247,7 +256,7 @@ class Judge:
         state = wallet.states[version] if version < len(wallet.states) else None
         if state is None or any(balance[name] != state[name] for name in names):
             yield f"{call.name}: read {balance}, the ledger has {state} at version {version}"
-        elif version not in wallet.seen(call):
+        elif state not in wallet.seen(call):
             yield f"{call.name}: read version {version} of {wallet.account}, which was not so at that time"
         elif kind == "user" and balance["total"] != balance["available"] + balance["escrow"]:
             yield f"{call.name}: read {balance}, whose total is not the sum"
@@ -261,54 +270,78 @@ class Judge:
 
     def _false_item(self, call: Call, read: Line) -> Findings:
         item, end = self.ledger.items.get(read["escrow_id"], {}), self.ledger.ends.get(read["escrow_id"])
-        names = ["user_id", "currency", "amount", "queue_item_id", "feature_type", "reason"]
         if read["status"] == "held":
+            item = item | HELD
             overtaken = end is not None and self.answered[end["transaction_id"]] < call.invoked
         else:
-            names += ["status", "model_id", "settled_amount", "refunded_amount"]
             maker = self.by_name.get(end["request_id"]) if end else None
             overtaken = end is None or (maker is not None and maker.invoked > call.returned)
-        if overtaken or any(read[name] != item.get(name) for name in names):
+        if overtaken or read != item:
             yield f"{call.name}: read {read}, the ledger has {item}"
 
     def _lists(self) -> Findings:
-        """What is listed or summed up is what was there at one moment of the call."""
+        """What is listed was there at one moment of the call; a page begins where the one before has ended."""
         checks = {"escrows": self._false_escrows, "statement": self._false_statement, "earnings": self._false_earnings}
         for call in self.calls:
             for part, outcome in call.outcomes():
-                if outcome.get("more") and len(outcome["items"]) != PAGE:
-                    yield f"{call.name}: {len(outcome['items'])} are no full page, and there was more"
-                if part["operation"] in checks and "code" not in outcome:
-                    yield from checks[part["operation"]](call, part["request"], outcome)
+                if "items" in outcome:
+                    yield from checks[part["operation"]](call, part["request"], outcome["items"], outcome["next"])
+                    if outcome["next"] and len(outcome["items"]) != PAGE:
+                        yield f"{call.name}: {len(outcome['items'])} are no full page, and there was more"
 
-    def _false_escrows(self, call: Call, request: Line, listed: Line) -> Findings:
-        for item in listed["items"]:
+    def _false_escrows(self, call: Call, request: Line, items: list[Line], more: str | None) -> Findings:
+        for item in items:
             yield from self._false_item(call, item)
-        wallet, ids = self.timeline(f"user:{request['user_id']}"), [item["escrow_id"] for item in listed["items"]]
-        held = sum(item["amount"] for item in listed["items"])
-        escrow = {wallet.states[version]["escrow"] for version in wallet.seen(call)}
-        if ids != sorted(set(ids)) or any(item["user_id"] != request["user_id"] for item in listed["items"]):
-            yield f"{call.name}: of {request} these were listed in this order: {ids}"
-        if (held not in escrow and not listed["more"]) or held > max(escrow, default=0):
-            yield f"{call.name}: {held} points were listed as held by {wallet.account}, in escrow were {escrow}"
+        wallet, user_id = self.timeline(f"user:{request['user_id']}"), request["user_id"]
+        after = decode_cursor("after", request["after"], str)[0] if request["after"] else ""
+        ids = [item["escrow_id"] for item in items]
+        if [after, *ids] != sorted({after, *ids}) or any(
+            (i["user_id"], i["status"]) != (user_id, "held") for i in items
+        ):
+            yield f"{call.name}: as held by {user_id}, and in this order after {after}, were listed {items}"
+        known = self.holds_of[user_id]
+        until = bisect_right(known, ids[-1]) if more and ids else len(known)
+        missing = [each for each in known[bisect_right(known, after) : until] if self._surely_held(each, call)]
+        if set(missing) - set(ids):
+            yield f"{call.name}: not listed as held by {user_id} were {set(missing) - set(ids)}"
+        held, escrow = sum(item["amount"] for item in items), {state["escrow"] for state in wallet.seen(call)}
+        most = max(escrow, default=-1)
+        if (more and held >= most) or held > most or not (more or after or held in escrow):
+            yield f"{call.name}: {held} points were listed as held by {user_id}, in escrow were {escrow}"
 
-    def _false_statement(self, call: Call, request: Line, listed: Line) -> Findings:
+    def _surely_held(self, escrow_id: str, call: Call) -> bool:
+        """Whether the hold was answered before the call, and its end not asked for until it returned."""
+        end = self.ledger.ends.get(escrow_id)
+        maker = self.by_name.get(end["request_id"]) if end else None
+        hold = self.ledger.holds.get(escrow_id, {"transaction_id": "none"})
+        begun = self.answered[hold["transaction_id"]] < call.invoked
+        return begun and (end is None or (maker is not None and maker.invoked > call.returned))
+
+    def _false_statement(self, call: Call, request: Line, items: list[Line], more: str | None) -> Findings:
         wallet = self.timeline(f"user:{request['user_id']}")
         lines = self.ledger.lines.get((wallet.account, "available"), [])
-        read = [{name: line[name] for name in OF_LINE} for line in listed["items"]]
-        until = bisect_right(lines, read[0]["wallet_version"], key=version_of) if read else 0
-        first = max(0, until - len(read))
-        there = {bisect_right(lines, version, key=version_of) for version in wallet.seen(call)}
-        if read != [{name: line[name] for name in OF_LINE} for line in reversed(lines[first:until])]:
-            yield f"{call.name}: the statement of {wallet.account} says {read}, which the ledger does not"
-        elif until not in there or listed["more"] != (first > 0):
+        until = bisect_right(lines, items[0]["wallet_version"], key=version_of) if items else 0
+        there = {bisect_right(lines, state["version"], key=version_of) for state in wallet.seen(call)}
+        if request["after"]:
+            _, before, *_ = decode_cursor("after", request["after"], datetime, int, str, str)
+            there = {bisect_left(lines, before, key=version_of)}
+        first = max(0, until - len(items))
+        if items != lines[first:until][::-1]:
+            yield f"{call.name}: the statement of {wallet.account} says {items}, which the ledger does not"
+        elif until not in there or bool(more) != (first > 0):
             yield f"{call.name}: read the lines {first} to {until} of {wallet.account}, there were up to {there}"
 
-    def _false_earnings(self, call: Call, request: Line, listed: Line) -> Findings:
+    def _false_earnings(self, call: Call, request: Line, items: list[Line], more: str | None) -> Findings:
         wallet = self.timeline(f"model:{request['model_id']}")
-        earned = {wallet.states[version]["earned"] for version in wallet.seen(call)}
-        if listed["earned"] not in earned:
-            yield f"{call.name}: {listed['earned']} were shown as earned by {wallet.account}, it was {earned}"
+        shown, earned = sum(item["earned"] for item in items), {state["earned"] for state in wallet.seen(call)}
+        if shown not in earned:
+            yield f"{call.name}: {shown} were shown as earned by {wallet.account}, it was {earned}"
+        since, until = map(datetime.fromisoformat, (request["since"], request["until"]))
+        first = datetime.combine(since.astimezone(NEPAL), time(), NEPAL)
+        days = [first + timedelta(number) for number in range(1 + (until - first).days)]
+        found = [(datetime.fromisoformat(item["start"]), datetime.fromisoformat(item["end"])) for item in items]
+        if found != [(day, day + timedelta(1)) for day in days]:
+            yield f"{call.name}: the days from {since} to {until} are not {found}"
 
 
 def _expected(part: Line) -> set[str]:

@@ -62,7 +62,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """One operation to be sent. ``hold`` is the place of the hold that it ends, ``flaw`` what is wrong about it."""
+    """One operation to be sent. ``hold`` is the place of the hold that it ends or reads, ``flaw`` what is wrong."""
 
     key: str
     operation: str
@@ -242,7 +242,8 @@ class Plan:
     def _read(self, place: Place, random: random.Random) -> Intent:
         user, model = self._wallets(place, random)
         what = random.choice(READS)
-        hold = self._earlier(place, random, ("hold",)) if what == "escrow" else None
+        lists_from_there = what == "escrows" and random.random() < 0.5
+        hold = self._earlier(place, random, ("hold",)) if what == "escrow" or lists_from_there else None
         if what == "escrow" and hold is None:
             what = "user_balance"
         return Intent(key=str(place), operation=what, user=user, model=model, hold=hold)

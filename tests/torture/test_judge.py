@@ -1,6 +1,7 @@
 """The judge sees every kind of lie: each is told once, in a story that is otherwise true."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from .moments import Acknowledged, Moments
 from .plan import Plan
 
 CLIENTS = ("0.0", "1.0")
-STEPS = 120
+STEPS = 200
 # Of a story in which every refusal occurs.
-SEED = "story 42"
+SEED = "story 22"
 Lie = Callable[[list[Call], Ledger], None]
 Story = tuple[list[Call], Ledger]
 
@@ -218,6 +219,11 @@ def raise_something(calls: list[Call], ledger: Ledger) -> None:
     call.answer = {"at": call.returned, "unexpected": "KeyError"}
 
 
+def say_nothing(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = read(calls)
+    call.answer = {"at": call.returned}
+
+
 def announce_twice(calls: list[Call], ledger: Ledger) -> None:
     call, _ = success(calls)
     call.events *= 2
@@ -284,14 +290,26 @@ def read_the_future(calls: list[Call], ledger: Ledger) -> None:
     call.asked["at"] = call.answer["at"] = 0.0
 
 
-def listed(calls: list[Call], operation: str, count: int = 2) -> tuple[Call, Line]:
-    """A read of a list that has so many members, or of earnings."""
+def listed(
+    calls: list[Call], operation: str, of: Callable[[list[Line]], object] = lambda items: len(items) > 1
+) -> tuple[Call, Line]:
+    """A read of a list with such items, from its beginning."""
     return next(
         (call, outcome)
         for call in calls
         if call.form == "read"
         for part, outcome in call.outcomes()
-        if part["operation"] == operation and len(outcome.get("items", "many")) >= count
+        if part["operation"] == operation and not part["request"].get("after") and of(outcome["items"])
+    )
+
+
+def next_page(calls: list[Call]) -> Line:
+    """The second page of a statement."""
+    return next(
+        outcome
+        for call in calls
+        for part, outcome in call.outcomes()
+        if part["operation"] == "statement" and part["request"]["after"] and len(outcome["items"]) > 1
     )
 
 
@@ -310,7 +328,7 @@ def list_escrows_in_disorder(calls: list[Call], ledger: Ledger) -> None:
 
 def list_more_escrows_than_all(calls: list[Call], ledger: Ledger) -> None:
     _, outcome = listed(calls, "escrows")
-    outcome["more"] = True
+    outcome["next"] = "more"
     last = outcome["items"][-1]
     for number in range(PAGE - len(outcome["items"])):
         outcome["items"].append(last | {"escrow_id": f"{last['escrow_id']}-{number:02d}"})
@@ -318,8 +336,8 @@ def list_more_escrows_than_all(calls: list[Call], ledger: Ledger) -> None:
 
 
 def list_half_a_page(calls: list[Call], ledger: Ledger) -> None:
-    _, outcome = listed(calls, "escrows", 0)
-    outcome |= {"items": [], "more": True}
+    _, outcome = listed(calls, "escrows")
+    outcome |= {"items": [], "next": "more"}
 
 
 def list_escrows_of_another(calls: list[Call], ledger: Ledger) -> None:
@@ -332,7 +350,7 @@ def list_an_escrow_with_another_amount(calls: list[Call], ledger: Ledger) -> Non
 
 
 def leave_out_a_line(calls: list[Call], ledger: Ledger) -> None:
-    del listed(calls, "statement", 3)[1]["items"][1]
+    del listed(calls, "statement", lambda items: len(items) > 2)[1]["items"][1]
 
 
 def leave_out_the_newest_line(calls: list[Call], ledger: Ledger) -> None:
@@ -344,7 +362,8 @@ def leave_out_the_oldest_line(calls: list[Call], ledger: Ledger) -> None:
 
 
 def promise_more_lines(calls: list[Call], ledger: Ledger) -> None:
-    listed(calls, "statement")[1]["more"] ^= True
+    _, outcome = listed(calls, "statement")
+    outcome["next"] = None if outcome["next"] else "more"
 
 
 def misstate_a_line(calls: list[Call], ledger: Ledger) -> None:
@@ -355,14 +374,71 @@ def read_no_lines(calls: list[Call], ledger: Ledger) -> None:
     listed(calls, "statement")[1]["items"].clear()
 
 
+def list_what_has_ended(calls: list[Call], ledger: Ledger) -> None:
+    _, outcome = listed(calls, "escrows")
+    item = outcome["items"][0]
+    ledger.items[item["escrow_id"]] |= {"status": "refunded", "refunded_amount": item["amount"]}
+    item |= ledger.items[item["escrow_id"]]
+
+
+def list_no_escrow_from_there_on(calls: list[Call], ledger: Ledger) -> None:
+    outcome = next(
+        outcome
+        for call in calls
+        for part, outcome in call.outcomes()
+        if part["operation"] == "escrows" and part["request"]["after"] and outcome["items"]
+    )
+    outcome["items"].clear()
+
+
+def list_half_of_what_is_settled(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "escrows")[1]["items"][0]["settled_amount"] = 1
+
+
+def end_a_page_early(calls: list[Call], ledger: Ledger) -> None:
+    next_page(calls)["items"].pop()
+
+
+def begin_a_page_late(calls: list[Call], ledger: Ledger) -> None:
+    del next_page(calls)["items"][0]
+
+
+def misstate_a_time(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "statement")[1]["items"][0]["posted_at"] = "2020-01-01T00:00:00+00:00"
+
+
+def misname_a_line(calls: list[Call], ledger: Ledger) -> None:
+    listed(calls, "statement")[1]["items"][0]["operation"] = "another"
+
+
+def skip_a_day(calls: list[Call], ledger: Ledger) -> None:
+    items = listed(calls, "earnings")[1]["items"]
+    del items[next(number for number, item in enumerate(items) if not item["earned"])]
+
+
+def see_half_of_a_batch(calls: list[Call], ledger: Ledger) -> None:
+    """A balance is read that was only ever within somebody's transaction."""
+    timeline = Judge(calls, ledger).timeline
+    account, version = next(
+        (account, version)
+        for account in ledger.states
+        for version, within in enumerate(timeline(account).within)
+        if within and account.startswith("user:")
+    )
+    call, balance = read(calls)
+    assert call.answer is not None
+    call.asked["at"], call.answer["at"] = 0.0, math.inf
+    state, user_id = ledger.states[account][version], account.removeprefix("user:")
+    balance |= {name: state[name] for name in ("version", "available", "escrow")} | {"user_id": user_id}
+    balance["total"] = balance["available"] + balance["escrow"]
+
+
 def earn_more(calls: list[Call], ledger: Ledger) -> None:
-    listed(calls, "earnings")[1]["earned"] += 1
+    listed(calls, "earnings")[1]["items"][0]["earned"] += 1
 
 
 def earn_in_the_future(calls: list[Call], ledger: Ledger) -> None:
-    call = [
-        call for call in calls for part, found in call.outcomes() if found.get("earned") and "version" not in found
-    ][-1]
+    call, _ = listed(calls, "earnings", of=lambda items: any(item["earned"] for item in items))
     assert call.answer is not None
     call.asked["at"] = call.answer["at"] = 0.0
 
@@ -400,6 +476,7 @@ LIES: dict[Lie, str] = {
     accept_a_bad_token: "effects were asked for",
     accept_a_mutation: "answers are in the ledger",
     raise_something: "documented errors",
+    say_nothing: "documented errors",
     announce_twice: "events",
     announce_nothing: "events",
     announce_what_is_not: "events",
@@ -433,6 +510,15 @@ LIES: dict[Lie, str] = {
     promise_more_lines: "lists",
     misstate_a_line: "lists",
     read_no_lines: "lists",
+    list_what_has_ended: "lists",
+    list_no_escrow_from_there_on: "lists",
+    list_half_of_what_is_settled: "lists",
+    end_a_page_early: "lists",
+    begin_a_page_late: "lists",
+    misstate_a_time: "lists",
+    misname_a_line: "lists",
+    skip_a_day: "lists",
+    see_half_of_a_batch: "real time",
     earn_more: "lists",
     earn_in_the_future: "lists",
 }

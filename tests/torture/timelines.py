@@ -5,6 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .history import Call, Ledger
 from .journal import Line
@@ -15,17 +16,21 @@ class Timeline:
     """The versions of a wallet, from 0 on.
 
     ``begun``: the latest time at which anything up to this version was asked for; ``ended``: the earliest time
-    at which anything after it was answered. Neither can decrease.
+    at which anything after it was answered. Neither can decrease. ``within``: the call that has made this version
+    and the next one, and has committed both at once.
     """
 
     account: str
     states: list[Line]
     begun: list[float]
     ended: list[float]
+    within: list[str | None]
 
-    def seen(self, call: Call) -> range:
-        """The versions that may have been the wallet's while the call was under way."""
-        return range(bisect_left(self.ended, call.invoked), bisect_right(self.begun, call.returned))
+    def seen(self, call: Call) -> list[Line]:
+        """The states that may have been the wallet's while the call was under way."""
+        # What is within a call no other one sees.
+        versions = range(bisect_left(self.ended, call.invoked), bisect_right(self.begun, call.returned))
+        return [self.states[version] for version in versions if self.within[version] in (None, call.name)]
 
     def contradictions(self, answered: Mapping[str, float]) -> Iterator[str]:
         """Versions that were answered before an earlier one was asked for."""
@@ -47,10 +52,11 @@ def answered_at(calls: Sequence[Call]) -> Mapping[str, float]:
 def timeline(account: str, ledger: Ledger, calls: Mapping[str, Call], answered: Mapping[str, float]) -> Timeline:
     """The timeline of a wallet, also of one that is not there."""
     states = ledger.states_of(account)
+    makers = [calls.get(ledger.transactions.get(state["transaction_id"], {}).get("request_id", "")) for state in states]
     begun, ended = [-math.inf], [math.inf]
-    for state in states[1:]:
-        maker = calls.get(ledger.transactions.get(state["transaction_id"], {}).get("request_id", ""))
+    for maker in makers[1:]:
         begun.append(max(begun[-1], maker.invoked if maker else -math.inf))
     for state in reversed(states[1:]):
         ended.append(min(ended[-1], answered[state["transaction_id"]]))
-    return Timeline(account, states, begun, ended[::-1])
+    within = [one.name if one and one is next_ and one.whole else None for one, next_ in pairwise([*makers, None])]
+    return Timeline(account, states, begun, ended[::-1], within)
