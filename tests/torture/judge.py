@@ -1,20 +1,16 @@
 """The judge: what was answered, what is in the ledger and what was announced must be one and the same story."""
 
 import json
-from bisect import bisect_left, bisect_right
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, time, timedelta, timezone
-from functools import cache
 from typing import NamedTuple
 
-from points_platform.core.values import decode_cursor
-
-from .client import METHODS, PAGE
-from .history import Call, Key, Ledger, key_of, version_of, without_flag
+from .client import METHODS
+from .history import Call, Key, Ledger, key_of, without_flag
 from .journal import Line
 from .plan import LIMIT
-from .timelines import Timeline, answered_at, timeline
+from .reads import Reads
+from .timelines import Evidence
 
 RETRYABLE = {"storage_unavailable", "optimistic_lock"}
 # Refusals that a request without a flaw may get, and what one with a flaw must get, if it is not overtaken.
@@ -33,8 +29,6 @@ REFUSALS_OF_FLAW = {
     "user": {"escrow_not_found"},
 }
 FEW = 5
-HELD = {"status": "held", "model_id": None, "settled_amount": 0, "refunded_amount": 0, "processed_at": None}
-NEPAL = timezone(timedelta(hours=5, minutes=45))
 STATUS = {"settle": "settled", "refund": "refunded", "partial_settle": "partially_settled"}
 
 
@@ -54,14 +48,7 @@ class Judge:
     def __init__(self, calls: Sequence[Call], ledger: Ledger) -> None:
         self.calls = calls
         self.ledger = ledger
-        self.by_name = {call.name: call for call in calls}
-        self.answered = answered_at(calls)
-        self.timeline: Callable[[str], Timeline] = cache(
-            lambda account: timeline(account, ledger, self.by_name, self.answered)
-        )
-        self.holds_of: dict[str, list[str]] = defaultdict(list)
-        for escrow_id, item in sorted(ledger.items.items()):
-            self.holds_of[item["user_id"]].append(escrow_id)
+        self.evidence = Evidence(calls, ledger)
 
     def findings(self) -> Iterator[Finding]:
         """All of them, by check."""
@@ -74,8 +61,7 @@ class Judge:
             "events": self._events,
             "one answer for ever": self._replays,
             "real time": self._real_time,
-            "escrow items": self._items,
-            "lists": self._lists,
+            "reads": Reads(self.evidence).findings,
         }
         return (Finding(name, what) for name, check in checks.items() for what in check())
 
@@ -129,7 +115,7 @@ class Judge:
             yield f"{call.name}: {key_of(part)} was refused with {refusal}, which was not so at that time"
 
     def _insufficient_balance(self, call: Call, part: Line, details: Line) -> bool:
-        wallet, amount = self.timeline(f"user:{part['request']['user_id']}"), part["request"]["amount"]
+        wallet, amount = self.evidence.timeline(f"user:{part['request']['user_id']}"), part["request"]["amount"]
         seen = {state["available"] for state in wallet.seen(call)}
         return bool(details["available"] in seen and amount == details["required"] > details["available"])
 
@@ -137,7 +123,7 @@ class Judge:
         request = part["request"]
         account = f"user:{request['user_id']}" if part["operation"] == "credit" else f"model:{request['model_id']}"
         buckets = ("available", "escrow") if part["operation"] == "credit" else ("earned",)
-        wallet, amount = self.timeline(account), request.get("settle_amount", request.get("amount"))
+        wallet, amount = self.evidence.timeline(account), request.get("settle_amount", request.get("amount"))
         seen = {sum(state[bucket] for bucket in buckets) for state in wallet.seen(call)}
         said = {"limit": LIMIT, "amount": amount, "balance": details["balance"]}
         return bool(
@@ -146,7 +132,7 @@ class Judge:
 
     def _escrow_already_processed(self, call: Call, part: Line, details: Line) -> bool:
         end = self.ledger.ends.get(part["request"]["escrow_id"])
-        maker = self.by_name.get(end["request_id"]) if end else None
+        maker = self.evidence.maker(end)
         return (
             end is not None
             and details["status"] == STATUS[end["operation"]]
@@ -164,7 +150,7 @@ class Judge:
 
     def _idempotency_conflict(self, call: Call, part: Line, details: Line) -> bool:
         transaction = self.ledger.by_key.get(key_of(part))
-        maker = self.by_name.get(transaction["request_id"]) if transaction else None
+        maker = self.evidence.maker(transaction)
         if maker is None:
             return False
         request, first = part["request"], _part_of(maker, key_of(part))["request"]
@@ -193,7 +179,7 @@ class Judge:
         """Every transaction was asked for, with exactly its values, by a call that was not told otherwise."""
         for transaction in self.ledger.transactions.values():
             key = transaction["owner_id"], transaction["operation"], transaction["idempotency_key"]
-            call = self.by_name.get(transaction["request_id"])
+            call = self.evidence.maker(transaction)
             if call is None or all(key_of(part) != key for part in call.asked["parts"]):
                 yield f"{key}: in the ledger, but nobody has asked for it"
                 continue
@@ -242,106 +228,9 @@ class Judge:
                     yield f"{call.name}: {key_of(part)} was answered with {given}, before with {first}"
 
     def _real_time(self) -> Findings:
-        """Per wallet: what was answered before something else was asked for comes before it; so do reads."""
+        """Per wallet: what was answered before something else was asked for comes before it."""
         for account in self.ledger.states:
-            yield from self.timeline(account).contradictions(self.answered)
-        for call in self.calls:
-            for part, outcome in call.outcomes():
-                if part["operation"] in ("user_balance", "model_balance") and "version" in outcome:
-                    yield from self._false_balance(call, part["operation"].removesuffix("_balance"), outcome)
-
-    def _false_balance(self, call: Call, kind: str, balance: Line) -> Findings:
-        wallet, version = self.timeline(f"{kind}:{balance[f'{kind}_id']}"), balance["version"]
-        names = ("available", "escrow") if kind == "user" else ("earned",)
-        state = wallet.states[version] if version < len(wallet.states) else None
-        if state is None or any(balance[name] != state[name] for name in names):
-            yield f"{call.name}: read {balance}, the ledger has {state} at version {version}"
-        elif state not in wallet.seen(call):
-            yield f"{call.name}: read version {version} of {wallet.account}, which was not so at that time"
-        elif kind == "user" and balance["total"] != balance["available"] + balance["escrow"]:
-            yield f"{call.name}: read {balance}, whose total is not the sum"
-
-    def _items(self) -> Findings:
-        """Escrow items are read as they were: held until they ended, and then as the ledger says."""
-        for call in self.calls:
-            for part, outcome in call.outcomes():
-                if part["operation"] == "escrow" and "status" in outcome:
-                    yield from self._false_item(call, outcome)
-
-    def _false_item(self, call: Call, read: Line) -> Findings:
-        item, end = self.ledger.items.get(read["escrow_id"], {}), self.ledger.ends.get(read["escrow_id"])
-        if read["status"] == "held":
-            item = item | HELD
-            overtaken = end is not None and self.answered[end["transaction_id"]] < call.invoked
-        else:
-            maker = self.by_name.get(end["request_id"]) if end else None
-            overtaken = end is None or (maker is not None and maker.invoked > call.returned)
-        if overtaken or read != item:
-            yield f"{call.name}: read {read}, the ledger has {item}"
-
-    def _lists(self) -> Findings:
-        """What is listed was there at one moment of the call; a page begins where the one before has ended."""
-        checks = {"escrows": self._false_escrows, "statement": self._false_statement, "earnings": self._false_earnings}
-        for call in self.calls:
-            for part, outcome in call.outcomes():
-                if "items" in outcome:
-                    yield from checks[part["operation"]](call, part["request"], outcome["items"], outcome["next"])
-                    if outcome["next"] and len(outcome["items"]) != PAGE:
-                        yield f"{call.name}: {len(outcome['items'])} are no full page, and there was more"
-
-    def _false_escrows(self, call: Call, request: Line, items: list[Line], more: str | None) -> Findings:
-        for item in items:
-            yield from self._false_item(call, item)
-        wallet, user_id = self.timeline(f"user:{request['user_id']}"), request["user_id"]
-        after = decode_cursor("after", request["after"], str)[0] if request["after"] else ""
-        ids = [item["escrow_id"] for item in items]
-        if [after, *ids] != sorted({after, *ids}) or any(
-            (i["user_id"], i["status"]) != (user_id, "held") for i in items
-        ):
-            yield f"{call.name}: as held by {user_id}, and in this order after {after}, were listed {items}"
-        known = self.holds_of[user_id]
-        until = bisect_right(known, ids[-1]) if more and ids else len(known)
-        missing = [each for each in known[bisect_right(known, after) : until] if self._surely_held(each, call)]
-        if set(missing) - set(ids):
-            yield f"{call.name}: not listed as held by {user_id} were {set(missing) - set(ids)}"
-        held, escrow = sum(item["amount"] for item in items), {state["escrow"] for state in wallet.seen(call)}
-        most = max(escrow, default=-1)
-        if (more and held >= most) or held > most or not (more or after or held in escrow):
-            yield f"{call.name}: {held} points were listed as held by {user_id}, in escrow were {escrow}"
-
-    def _surely_held(self, escrow_id: str, call: Call) -> bool:
-        """Whether the hold was answered before the call, and its end not asked for until it returned."""
-        end = self.ledger.ends.get(escrow_id)
-        maker = self.by_name.get(end["request_id"]) if end else None
-        hold = self.ledger.holds.get(escrow_id, {"transaction_id": "none"})
-        begun = self.answered[hold["transaction_id"]] < call.invoked
-        return begun and (end is None or (maker is not None and maker.invoked > call.returned))
-
-    def _false_statement(self, call: Call, request: Line, items: list[Line], more: str | None) -> Findings:
-        wallet = self.timeline(f"user:{request['user_id']}")
-        lines = self.ledger.lines.get((wallet.account, "available"), [])
-        until = bisect_right(lines, items[0]["wallet_version"], key=version_of) if items else 0
-        there = {bisect_right(lines, state["version"], key=version_of) for state in wallet.seen(call)}
-        if request["after"]:
-            _, before, *_ = decode_cursor("after", request["after"], datetime, int, str, str)
-            there = {bisect_left(lines, before, key=version_of)}
-        first = max(0, until - len(items))
-        if items != lines[first:until][::-1]:
-            yield f"{call.name}: the statement of {wallet.account} says {items}, which the ledger does not"
-        elif until not in there or bool(more) != (first > 0):
-            yield f"{call.name}: read the lines {first} to {until} of {wallet.account}, there were up to {there}"
-
-    def _false_earnings(self, call: Call, request: Line, items: list[Line], more: str | None) -> Findings:
-        wallet = self.timeline(f"model:{request['model_id']}")
-        shown, earned = sum(item["earned"] for item in items), {state["earned"] for state in wallet.seen(call)}
-        if shown not in earned:
-            yield f"{call.name}: {shown} were shown as earned by {wallet.account}, it was {earned}"
-        since, until = map(datetime.fromisoformat, (request["since"], request["until"]))
-        first = datetime.combine(since.astimezone(NEPAL), time(), NEPAL)
-        days = [first + timedelta(number) for number in range(1 + (until - first).days)]
-        found = [(datetime.fromisoformat(item["start"]), datetime.fromisoformat(item["end"])) for item in items]
-        if found != [(day, day + timedelta(1)) for day in days]:
-            yield f"{call.name}: the days from {since} to {until} are not {found}"
+            yield from self.evidence.timeline(account).contradictions(self.evidence.answered)
 
 
 def _expected(part: Line) -> set[str]:

@@ -23,6 +23,7 @@ from .judge import Judge, unacknowledged
 from .linearizability import explain
 from .moments import Acknowledged, Moments
 from .plan import Plan
+from .timelines import Evidence
 
 CLIENTS = ("0.0", "1.0")
 STEPS = 200
@@ -278,6 +279,11 @@ def read_something_else(calls: list[Call], ledger: Ledger) -> None:
     read(calls)[1]["available"] += 1
 
 
+def read_another(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = read(calls)
+    call.asked["parts"][0]["request"] = {"user_id": "another"}
+
+
 def read_the_past(calls: list[Call], ledger: Ledger) -> None:
     _, balance = read(calls)
     first = ledger.states[f"user:{balance['user_id']}"][1]
@@ -418,7 +424,7 @@ def skip_a_day(calls: list[Call], ledger: Ledger) -> None:
 
 def see_half_of_a_batch(calls: list[Call], ledger: Ledger) -> None:
     """A balance is read that was only ever within somebody's transaction."""
-    timeline = Judge(calls, ledger).timeline
+    timeline = Evidence(calls, ledger).timeline
     account, version = next(
         (account, version)
         for account in ledger.states
@@ -488,39 +494,40 @@ LIES: dict[Lie, str] = {
     },
     leave_out_an_answer: "documented errors",
     carry_out_half: "all or nothing",
-    read_item("status", "lost"): "escrow items",
-    read_item("amount", 10**9): "escrow items",
-    read_item("user_id", "somebody"): "escrow items",
+    read_item("status", "lost"): "reads",
+    read_item("amount", 10**9): "reads",
+    read_item("user_id", "somebody"): "reads",
     answer_again_differently: "one answer for ever",
     keep_what_was_rolled_back: "all or nothing",
-    read_something_else: "real time",
-    read_the_past: "real time",
-    read_the_future: "real time",
+    read_something_else: "reads",
+    read_another: "reads",
+    read_the_past: "reads",
+    read_the_future: "reads",
     answer_before_asking: "real time",
-    list_escrows_without_one: "lists",
-    list_an_escrow_twice: "lists",
-    list_escrows_in_disorder: "lists",
-    list_more_escrows_than_all: "lists",
-    list_half_a_page: "lists",
-    list_escrows_of_another: "lists",
-    list_an_escrow_with_another_amount: "lists",
-    leave_out_a_line: "lists",
-    leave_out_the_newest_line: "lists",
-    leave_out_the_oldest_line: "lists",
-    promise_more_lines: "lists",
-    misstate_a_line: "lists",
-    read_no_lines: "lists",
-    list_what_has_ended: "lists",
-    list_no_escrow_from_there_on: "lists",
-    list_half_of_what_is_settled: "lists",
-    end_a_page_early: "lists",
-    begin_a_page_late: "lists",
-    misstate_a_time: "lists",
-    misname_a_line: "lists",
-    skip_a_day: "lists",
-    see_half_of_a_batch: "real time",
-    earn_more: "lists",
-    earn_in_the_future: "lists",
+    list_escrows_without_one: "reads",
+    list_an_escrow_twice: "reads",
+    list_escrows_in_disorder: "reads",
+    list_more_escrows_than_all: "reads",
+    list_half_a_page: "reads",
+    list_escrows_of_another: "reads",
+    list_an_escrow_with_another_amount: "reads",
+    leave_out_a_line: "reads",
+    leave_out_the_newest_line: "reads",
+    leave_out_the_oldest_line: "reads",
+    promise_more_lines: "reads",
+    misstate_a_line: "reads",
+    read_no_lines: "reads",
+    list_what_has_ended: "reads",
+    list_no_escrow_from_there_on: "reads",
+    list_half_of_what_is_settled: "reads",
+    end_a_page_early: "reads",
+    begin_a_page_late: "reads",
+    misstate_a_time: "reads",
+    misname_a_line: "reads",
+    skip_a_day: "reads",
+    see_half_of_a_batch: "reads",
+    earn_more: "reads",
+    earn_in_the_future: "reads",
 }
 
 
