@@ -1,5 +1,6 @@
 """A client: carries out the plan's steps through the module, and writes down what it asks and what it hears."""
 
+import math
 import threading
 import time
 import traceback
@@ -19,7 +20,7 @@ from points_platform.ledger import LedgerService
 from points_platform.queue import AuthorizationKey, QueueAuthorizer
 from points_platform.wallets import WalletService
 
-from .journal import Journal, Line, fields_of, refusal_of
+from .journal import Journal, Line, acknowledged_by, clock, fields_of, refusal_of
 from .plan import ENDS, STREAM, Intent, Place, Plan, Step, request_of
 
 KEY = AuthorizationKey.of("the secret of the queue in the torture")
@@ -104,6 +105,8 @@ class Client:
         self._memory = Memory({}, set())
         self._incarnation = incarnation
         self._calls = 0
+        # When it last had an answer of something that is new.
+        self.succeeded = -math.inf
 
     def carry_out(self, step: Step) -> None:
         """Send what the step says; where the hold it speaks of is not known to have an answer, nothing."""
@@ -178,6 +181,8 @@ class Client:
         except Exception:
             answer = {"unexpected": traceback.format_exc()}
         self.journal.write(answer=call, **answer)
+        if any(not outcome["replayed"] for outcome in acknowledged_by(answer)):
+            self.succeeded = clock()
         if answer.get("error", {}).get("code") == "storage_unavailable":
             time.sleep(AFTER_FAILURE)
         return answer

@@ -11,8 +11,9 @@ from typing import Any
 from points_platform.core import WalletError
 
 Line = dict[str, Any]
-# Files in a round's folder that tell all processes how far it is: no more faults, no more steps.
-CALM, STOP = "calm", "stop"
+# Files in a round's folder that tell all processes how far it is: no more faults (since when), no more steps;
+# and, with the client's name, who has recovered.
+CALM, STOP, RECOVERED = "calm", "stop", "recovered-"
 # A file stays far below the file-size limit under which some workers have to live.
 LONGEST_FILE = 1 << 20
 
@@ -53,6 +54,12 @@ def lines(folder: Path, client: str) -> Iterator[Line]:
     for path in sorted(folder.glob(f"{client}_*.jsonl")):
         for text in path.read_bytes().split(b"\n")[:-1]:
             yield json.loads(text)
+
+
+def acknowledged_by(answer: Line) -> list[Line]:
+    """The outcomes of an answer that stand for a transaction in force."""
+    outcomes = answer.get("outcomes", []) if answer.get("committed", True) else []
+    return [outcome for outcome in outcomes if "transaction_id" in outcome]
 
 
 def fields_of(answer: Any) -> Line:

@@ -1,7 +1,7 @@
 """What must hold at any moment, also in the middle of everything: looked at in one snapshot."""
 
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from sqlalchemy import Connection, text
@@ -11,7 +11,7 @@ from points_platform.ledger import LedgerService, LogHead
 from points_platform.wallets.verify import verify
 from support.recount import recount_on
 
-from .journal import Line
+from .journal import acknowledged_by
 
 NEGATIVE = (
     "SELECT 'user ' || user_id FROM user_wallets WHERE available < 0 OR escrow < 0"
@@ -29,17 +29,12 @@ ALL_KNOWN = "SELECT transaction_id FROM ledger_transactions"
 
 
 class Acknowledged:
-    """What the journals say was acknowledged, as they grow; and by client when it last did something new."""
+    """What the journals say was acknowledged, as they grow."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[Path, int] = {}
         self.transactions: set[str] = set()
-        self.succeeded: dict[str, float] = {}
-
-    def waiting(self, clients: Sequence[str], since: float) -> list[str]:
-        """Who has done nothing new since then."""
-        return [client for client in clients if self.succeeded.get(client, 0.0) <= since]
 
     def update(self) -> None:
         """Read what is new."""
@@ -50,16 +45,7 @@ class Acknowledged:
             complete = text_[: text_.rfind(b"\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(complete)
             for line in map(json.loads, complete.splitlines()):
-                done = _done(line)
-                self.transactions |= done.keys()
-                if False in done.values():
-                    self.succeeded[path.name.partition("_")[0]] = line["at"]
-
-
-def _done(line: Line) -> dict[str, bool]:
-    """What an answer acknowledges, each with whether it was a replay."""
-    outcomes = line.get("outcomes", []) if line.get("committed", True) else []
-    return {each["transaction_id"]: each["replayed"] for each in outcomes if "transaction_id" in each}
+                self.transactions |= {each["transaction_id"] for each in acknowledged_by(line)}
 
 
 class Moments:

@@ -122,9 +122,7 @@ def play(
             )
             running = Workers(round_)
             try:
-                acknowledged = Acknowledged(folder)
-                _storm(server, round_, running, acknowledged, seconds, result)
-                _calm(round_, running, acknowledged, result)
+                _storm_and_calm(server, round_, running, seconds, result)
             finally:
                 running.kill()
         calls = [call for client in round_.everybody() for call in calls_of(client, lines(folder, client))]
@@ -141,40 +139,36 @@ def _take_down(url: str, walls: Sequence[str]) -> None:
             connection.execute(text(wall))
 
 
-def _storm(
-    server: PostgreSQL | SQLite,
-    round_: Round,
-    running: Workers,
-    acknowledged: Acknowledged,
-    seconds: float,
-    result: Result,
+def _storm_and_calm(
+    server: PostgreSQL | SQLite, round_: Round, running: Workers, seconds: float, result: Result
 ) -> None:
-    """Faults, and looks at moments in between, until the time is over or something was found."""
+    """Faults, and looks at moments in between, until the time is over or something was found; then calm."""
     postgresql = server if isinstance(server, PostgreSQL) else None
     faults = Faults(round_.seed, round_.folder, round_.url, postgresql, running.pids)
     look_at = clock() + BETWEEN_MOMENTS
     moment: Future[list[str] | None] | None = None
     with Database(round_.url) as database, ThreadPoolExecutor(1) as threads:
-        moments = Moments(database)
+        moments, acknowledged = Moments(database), Acknowledged(round_.folder)
         while clock() < round_.began + seconds and not result.findings:
             time.sleep(TICK)
             result.findings += running.revive()
             if clock() > faults.next:
                 faults.strike()
             if moment is None and clock() > look_at:
-                acknowledged.update()
-                moment = threads.submit(_look, moments, set(acknowledged.transactions))
+                moment = threads.submit(_look, moments, acknowledged)
             if moment is not None and moment.done():
                 _take(moment.result(), result)
                 moment, look_at = None, clock() + BETWEEN_MOMENTS
+        _calm(round_, running, result)
         if moment is not None:
             _take(moment.result(), result)
 
 
-def _look(moments: Moments, acknowledged: set[str]) -> list[str] | None:
+def _look(moments: Moments, acknowledged: Acknowledged) -> list[str] | None:
     """What was found; nothing if the database was out of reach, or somebody was faster."""
+    acknowledged.update()
     try:
-        return moments.look(acknowledged)
+        return moments.look(acknowledged.transactions)
     except WalletError as error:
         return None if error.retryable else [str(error)]
 
@@ -184,19 +178,18 @@ def _take(found: list[str] | None, result: Result) -> None:
     result.findings += (Finding("a moment's snapshot", what) for what in found or [])
 
 
-def _calm(round_: Round, running: Workers, acknowledged: Acknowledged, result: Result) -> None:
+def _calm(round_: Round, running: Workers, result: Result) -> None:
     """After the last fault every client must do something new with success; then they end."""
-    acknowledged.update()  # reading all that is there may take longer than anybody needs to recover
     since = clock()
-    (round_.folder / CALM).touch()
-    while waiting := acknowledged.waiting(round_.everybody(), since):
+    (round_.folder / "since").write_text(str(since))
+    (round_.folder / "since").rename(round_.folder / CALM)  # whoever sees it can read it
+    while waiting := round_.waiting():
         if clock() > since + LONGEST_RECOVERY:
             what = f"{LONGEST_RECOVERY} s after the last fault, {waiting} had not succeeded again"
             result.findings.append(Finding("progress after faults", what))
             break
         result.findings += running.revive()
-        time.sleep(10 * TICK)
-        acknowledged.update()
+        time.sleep(TICK)
     result.recovery = clock() - since
     (round_.folder / STOP).touch()
     result.findings += running.end()

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from support.world import World
 from .bursts import histories
 from .client import KEY, PAGE, Client, next_number, note, unfinished
 from .history import Call, Ledger, calls_of, key_of, without_flag
-from .journal import Journal, Line, clock, lines
+from .journal import CALM, Journal, Line, clock, lines
 from .judge import Judge, unacknowledged
 from .linearizability import explain
 from .moments import Acknowledged, Moments
 from .plan import Plan
 from .timelines import Evidence
+from .worker import Round
 
 CLIENTS = ("0.0", "1.0")
 STEPS = 200
@@ -610,18 +612,33 @@ def test_a_client_recovers_what_it_had_sent_before_its_death(database: Database,
     assert list(map(without_flag, last.answer["outcomes"])) == list(map(without_flag, first.answer["outcomes"]))
 
 
-def test_only_what_is_new_is_progress(tmp_path: Path) -> None:
-    acknowledged = Acknowledged(tmp_path)
-    journals = {client: Journal(tmp_path, client) for client in CLIENTS}
-    since = clock()
-    journals["0.0"].write(answer="a", outcomes=[{"transaction_id": "t", "replayed": True}])
-    journals["0.0"].write(answer="b", outcomes=[{"version": 1}])
-    journals["0.0"].write(answer="c", outcomes=[{"transaction_id": "u", "replayed": False}], committed=False)
-    journals["1.0"].write(answer="d", error={"code": "optimistic_lock"})
+def test_only_what_is_new_is_progress(database: Database, tmp_path: Path) -> None:
+    wallets = WalletService(LedgerService(database), authorizer=QueueAuthorizer(KEY))
+    clients = (CLIENTS,)
+    round_ = Round(folder=tmp_path, url="", proxy=None, seed=SEED, clients=clients, isolation_level=None, began=clock())
+    plan = round_.plan()
+    client = Client("0.0", plan, Journal(tmp_path, "0.0"), database, wallets, 0)
+    steps = plan.stream("0.0")
+    credit = next(step for step in steps if step.kind == "one" and step.intents[0].operation == "credit")
+    read = next(step for step in steps if step.kind == "read" and step.intents[0].hold is None)
+    client.carry_out(credit)
+    round_.note_recovery(client)
+    assert round_.waiting() == list(CLIENTS)
+    (tmp_path / CALM).write_text(str(clock()))
+    client.carry_out(replace(credit, resent=True))
+    client.carry_out(read)
+    round_.note_recovery(client)
+    assert round_.waiting() == list(CLIENTS), "neither a replay nor a read is progress"
+    client.carry_out(next(step for step in steps if step.kind == "one" and step.intents[0].operation == "credit"))
+    round_.note_recovery(client)
+    assert round_.waiting() == ["1.0"]
+
+
+def test_what_was_rolled_back_is_not_acknowledged(tmp_path: Path) -> None:
+    acknowledged, journal = Acknowledged(tmp_path), Journal(tmp_path, "0.0")
+    journal.write(answer="a", outcomes=[{"transaction_id": "t", "replayed": True}])
+    journal.write(answer="b", outcomes=[{"version": 1}])
+    journal.write(answer="c", outcomes=[{"transaction_id": "u", "replayed": False}], committed=False)
+    journal.write(answer="d", error={"code": "optimistic_lock"})
     acknowledged.update()
-    assert acknowledged.waiting(CLIENTS, since) == ["0.0", "1.0"]
     assert acknowledged.transactions == {"t"}
-    journals["1.0"].write(answer="e", outcomes=[{"transaction_id": "v", "replayed": False}])
-    acknowledged.update()
-    assert acknowledged.waiting(CLIENTS, since) == ["0.0"]
-    assert acknowledged.waiting(CLIENTS, clock()) == ["0.0", "1.0"]

@@ -25,7 +25,7 @@ from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import WalletConfig, WalletService
 
 from .client import KEY, Client, current, next_number, note, unfinished
-from .journal import CALM, STOP, Journal, clock, lines
+from .journal import CALM, RECOVERED, STOP, Journal, clock, lines
 from .plan import Plan
 from .planted import plant
 
@@ -57,6 +57,15 @@ class Round:
     def over(self) -> bool:
         """Whether workers are to end."""
         return (self.folder / STOP).exists()
+
+    def note_recovery(self, client: Client) -> None:
+        """Tell the coordinator once the client has done something new after the last fault."""
+        if self.calm and client.succeeded > float((self.folder / CALM).read_text()):
+            (self.folder / f"{RECOVERED}{client.name}").touch()
+
+    def waiting(self) -> list[str]:
+        """Who has not recovered yet."""
+        return [client for client in self.everybody() if not (self.folder / f"{RECOVERED}{client}").exists()]
 
     def burst(self) -> int:
         """The burst whose time it is."""
@@ -169,6 +178,7 @@ def _live(
                 client.carry_out(step)
         done = due
         client.carry_out(next(steps))
+        round_.note_recovery(client)
 
 
 def _database(round_: Round, settings: Settings) -> Database:
