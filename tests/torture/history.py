@@ -213,7 +213,7 @@ def _line(entry: Line, transaction: Line) -> Line:
 
 def _item(row: Line) -> Line:
     """An escrow item as it must be read now."""
-    item = {name: value for name, value in row.items() if name not in ("metadata", "version")}
+    item = {name: value for name, value in row.items() if name != "metadata"}
     times = {name: item[name] and _moment(item[name]) for name in ("created_at", "processed_at")}
     return item | times | {"metadata_json": row["metadata"]}
 
