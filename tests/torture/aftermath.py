@@ -14,12 +14,12 @@ from points_platform.wallets.verify import verify
 from support.recount import recount
 
 from .bursts import histories
-from .client import KEY, METHODS
+from .client import KEY
 from .history import Call, Ledger
 from .journal import Line, fields_of
-from .judge import REFUSALS, Finding, Judge, acknowledged, unacknowledged
+from .judge import Finding, Judge, acknowledged, unacknowledged
 from .linearizability import Undecided, explain
-from .plan import ENDS, request_of
+from .operations import ENDS, OPERATIONS, request_of
 
 # Of what was acknowledged, so many are sent again as well.
 SAMPLE = 200
@@ -64,14 +64,15 @@ def _send_again(
     open_, known = unacknowledged(calls), acknowledged(calls)
     sample = random.Random(seed).sample(sorted(known), min(SAMPLE, len(known)))
     counts["sent again at the end"] = len(open_) + len(sample)
-    answers = {key: _ask_twice(database, part) for key, part in (open_ | {key: known[key] for key in sample}).items()}
+    asked = open_ | {key: known[key] for key in sample}
+    answers = {key: _ask_twice(database, part) for key, part in asked.items()}
     after = _ledger(database)
     for key, (first, second) in answers.items():
-        if key in after.by_key:
-            told, there = after.answer(after.by_key[key]), key in before.by_key
+        if transaction := after.transaction_of(asked[key]):
+            told, there = after.answer(transaction), before.transaction_of(asked[key]) is not None
             if (first, second) != (told | {"replayed": there}, told | {"replayed": True}):
                 yield f"{key} is in the ledger as {told}; sent again twice it was answered with {first} and {second}"
-        elif first != second or first.get("code") not in REFUSALS[key[1]]:
+        elif first != second or first.get("code") not in OPERATIONS[key[1]].refusals:
             yield f"{key} is not in the ledger; sent again twice it was answered with {first} and {second}"
 
 
@@ -86,7 +87,7 @@ def _ask(database: Database, operation: str, request: Any) -> Line:
     wallets = WalletService(LedgerService(database), authorizer=queue)
     try:
         permission = [queue.authorize(request)] if operation in ENDS else []
-        return fields_of(getattr(wallets, METHODS[operation])(request, *permission))
+        return fields_of(getattr(wallets, OPERATIONS[operation].method)(request, *permission))
     except WalletError as error:
         return {"code": error.code}
     except Exception:

@@ -18,7 +18,7 @@ from typing import Any
 
 from points_platform.core import InvalidAuthorizationError, InvalidRequestError
 from points_platform.core.values import decode_cursor, encode_cursor
-from points_platform.ledger.transfer import _checked
+from points_platform.ledger.files import _checked
 from points_platform.wallets import EscrowHoldRequest
 
 from .tokens import Accepted, Mint, _verify, compact

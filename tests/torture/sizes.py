@@ -16,7 +16,7 @@ from typing import Any
 from points_platform.cli.main import main
 from points_platform.core import WalletError
 from points_platform.core.values import check_identifier, check_metadata, check_reason, decode_cursor
-from points_platform.ledger.transfer import _checked
+from points_platform.ledger.files import _checked
 
 from .tokens import ACTIONS, Mint
 
