@@ -7,14 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from points_platform.core import Database, WalletError
-from points_platform.ledger import LedgerService
 from points_platform.queue import QueueAuthorizer
-from points_platform.wallets import WalletService
 from points_platform.wallets.verify import verify
 from support.recount import recount
 
 from .bursts import histories
-from .client import KEY
+from .client import KEY, wallets_on
 from .history import Call, Ledger
 from .journal import Line, fields_of
 from .judge import Finding, Judge, acknowledged, unacknowledged
@@ -28,7 +26,7 @@ LIMIT = 50_000
 
 def conclude(database: Database, calls: Sequence[Call], seed: str, counts: Counter[str]) -> Iterator[Finding]:
     """Everything that is wrong in the end; counts what it has looked at."""
-    ledger = _ledger(database)
+    ledger = Ledger.of(database)
     yield from Judge(calls, ledger).findings()
     yield from _linearizable(calls, counts)
     yield from (Finding("sent again", what) for what in _send_again(database, calls, ledger, seed, counts))
@@ -37,11 +35,6 @@ def conclude(database: Database, calls: Sequence[Call], seed: str, counts: Count
     except AssertionError as error:
         yield Finding("invariants recounted", str(error))
     yield from (Finding("verify", str(finding)) for finding in verify(database))
-
-
-def _ledger(database: Database) -> Ledger:
-    with database.snapshot() as connection:
-        return Ledger.read(connection)
 
 
 def _linearizable(calls: Sequence[Call], counts: Counter[str]) -> Iterator[Finding]:
@@ -66,7 +59,7 @@ def _send_again(
     counts["sent again at the end"] = len(open_) + len(sample)
     asked = open_ | {key: known[key] for key in sample}
     answers = {key: _ask_twice(database, part) for key, part in asked.items()}
-    after = _ledger(database)
+    after = Ledger.of(database)
     for key, (first, second) in answers.items():
         if transaction := after.transaction_of(asked[key]):
             told, there = after.answer(transaction), before.transaction_of(asked[key]) is not None
@@ -83,11 +76,9 @@ def _ask_twice(database: Database, part: Line) -> tuple[Line, Line]:
 
 
 def _ask(database: Database, operation: str, request: Any) -> Line:
-    queue = QueueAuthorizer(KEY)
-    wallets = WalletService(LedgerService(database), authorizer=queue)
+    send = getattr(wallets_on(database), OPERATIONS[operation].method)
     try:
-        permission = [queue.authorize(request)] if operation in ENDS else []
-        return fields_of(getattr(wallets, OPERATIONS[operation].method)(request, *permission))
+        return fields_of(send(request, *([QueueAuthorizer(KEY).authorize(request)] if operation in ENDS else [])))
     except WalletError as error:
         return {"code": error.code}
     except Exception:

@@ -35,6 +35,11 @@ PAGES = 2
 DAYS: Line = {"period": "day", "timezone": "Asia/Kathmandu"}
 
 
+def wallets_on(database: Database, **options: Any) -> WalletService:
+    """The wallets of a database, as everybody here calls them."""
+    return WalletService(LedgerService(database), authorizer=QueueAuthorizer(KEY), **options)
+
+
 @dataclass(frozen=True)
 class Part:
     """One operation of a call, as it is sent: with its authorization where it needs one."""

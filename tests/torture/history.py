@@ -10,6 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from points_platform.core import Database
+
 from .journal import Line
 from .operations import ENDS, OPERATIONS, claim_of, owner_of
 
@@ -120,7 +122,13 @@ class Ledger:
     claims: dict[tuple[str, str], Line]
 
     @classmethod
-    def read(cls, connection: Connection) -> "Ledger":
+    def of(cls, database: Database) -> "Ledger":
+        """What is in it now."""
+        with database.snapshot() as connection:
+            return cls._read(connection)
+
+    @classmethod
+    def _read(cls, connection: Connection) -> "Ledger":
         transactions = {
             row["transaction_id"]: row | {"entries": [], "details": json.loads(row["details"] or "{}")}
             for row in _rows(connection, "ledger_transactions")

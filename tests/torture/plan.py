@@ -14,7 +14,7 @@ from .operations import BATCHES, BEGINS, ENDS, OPERATIONS, request_of
 
 STREAM = 0
 SINGLE = {"credit": 9, "deposit": 7, "hold": 24, "finish": 25, "spend": 6, "transfer": 9, "open": 3}
-KINDS = SINGLE | {"resend": 9, "mutate": 4, "many": 6, "session": 5, "read": 10}
+KINDS = SINGLE | {"resend": 9, "mutate": 6, "many": 6, "session": 5, "read": 10}
 HOW_OFTEN = {"settle": 5, "refund": 3, "partial_settle": 2}
 FLAWS = {None: 88, "token": 4, "expired": 2, "other_action": 2, "amount": 2, "user": 2}
 UNAUTHORIZED = ("token", "expired", "other_action")
@@ -74,29 +74,28 @@ class Intent:
 
     def request(self, escrow_id: str | None = None, *, request_id: str = "request") -> Any:
         """The request; for the end of a hold with the id that the hold was answered with."""
-        made = request_of(
-            self.operation,
-            {
-                "idempotency_key": self.key,
-                "request_id": request_id,
-                "user_id": self.user,
-                "owner": f"user:{self.user}" if self.user else f"model:{self.model}",
-                "recipient_id": self.recipient,
-                "model_id": self.model,
-                "reason": f"torture_{self.operation}",
-                "amount": self.amount,
-                "refund_amount": self.refunded,
-                "settle_amount": self.amount - self.refunded,
-                "queue_item_id": self.queue_item,
-                "feature_type": "song",
-                "order_id": self.order,
-                "source": self.source,
-                "reference": self.reference,
-                "escrow_id": escrow_id,
-                "metadata": None if self.metadata is None else {"note": self.metadata},
-            },
-        )
+        made = request_of(self.operation, self.said() | {"escrow_id": escrow_id, "request_id": request_id})
         return made if self.mutation is None else mutated(made, self.mutation)
+
+    def said(self) -> dict[str, Any]:
+        """What there is to say, in any request."""
+        return {
+            "idempotency_key": self.key,
+            "user_id": self.user,
+            "owner": f"user:{self.user}" if self.user else f"model:{self.model}",
+            "recipient_id": self.recipient,
+            "model_id": self.model,
+            "reason": f"torture_{self.operation}",
+            "amount": self.amount,
+            "refund_amount": self.refunded,
+            "settle_amount": self.amount - self.refunded,
+            "queue_item_id": self.queue_item,
+            "feature_type": "song",
+            "order_id": self.order,
+            "source": self.source,
+            "reference": self.reference,
+            "metadata": None if self.metadata is None else {"note": self.metadata},
+        }
 
 
 def mutated(request: Any, field: str) -> Any:

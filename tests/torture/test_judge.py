@@ -11,13 +11,10 @@ import pytest
 
 from points_platform.core import Database
 from points_platform.events import EVENT_TYPES, EventBus
-from points_platform.ledger import LedgerService
-from points_platform.queue import QueueAuthorizer
-from points_platform.wallets import WalletService
 from support.world import World
 
 from .bursts import histories
-from .client import KEY, PAGE, Client, next_number, note, unfinished
+from .client import PAGE, Client, next_number, note, unfinished, wallets_on
 from .history import Call, Ledger, calls_of, key_of, without_flag
 from .journal import CALM, Journal, Line, clock, lines
 from .judge import Judge, unacknowledged
@@ -41,22 +38,21 @@ def story(database: Database, tmp_path: Path) -> Story:
     bus = EventBus()
     for event_type in EVENT_TYPES:
         bus.subscribe(event_type, note)
-    wallets = WalletService(LedgerService(database), authorizer=QueueAuthorizer(KEY), events=bus)
     plan = Plan(SEED, CLIENTS)
-    clients = [Client(name, plan, Journal(tmp_path, name), database, wallets, 0) for name in CLIENTS]
+    clients = [client(name, database, tmp_path, events=bus) for name in CLIENTS]
     streams = [plan.stream(name) for name in CLIENTS]
     for number in range(STEPS):
-        for client, stream in zip(clients, streams, strict=True):
-            client.carry_out(next(stream))
-            for step in plan.burst(client.name, number // 10 + 1)[number % 10 : number % 10 + 1]:
-                client.carry_out(step)
-    return told(database, tmp_path)
+        for each, stream in zip(clients, streams, strict=True):
+            each.carry_out(next(stream))
+            for step in plan.burst(each.name, number // 10 + 1)[number % 10 : number % 10 + 1]:
+                each.carry_out(step)
+    return [call for name in CLIENTS for call in calls_of(name, lines(tmp_path, name))], Ledger.of(database)
 
 
-def told(database: Database, folder: Path) -> Story:
-    calls = [call for name in CLIENTS for call in calls_of(name, lines(folder, name))]
-    with database.snapshot() as connection:
-        return calls, Ledger.read(connection)
+def client(name: str, database: Database, folder: Path, incarnation: int = 0, **options: Any) -> Client:
+    """A client of the story, in one of its lives."""
+    wallets = wallets_on(database, **options)
+    return Client(name, Plan(SEED, CLIENTS), Journal(folder, name), database, wallets, incarnation)
 
 
 def checks(calls: list[Call], ledger: Ledger) -> set[str]:
@@ -594,16 +590,14 @@ def test_a_torn_line_is_not_read_and_the_stream_goes_on_behind_it(tmp_path: Path
 
 
 def test_a_client_recovers_what_it_had_sent_before_its_death(database: Database, tmp_path: Path) -> None:
-    wallets = WalletService(LedgerService(database), authorizer=QueueAuthorizer(KEY))
-    plan = Plan(SEED, CLIENTS)
-    steps = plan.stream("0.0")
-    client = Client("0.0", plan, Journal(tmp_path, "0.0"), database, wallets, 0)
+    steps = Plan(SEED, CLIENTS).stream("0.0")
+    first_life = client("0.0", database, tmp_path)
     for _ in range(15):
-        client.carry_out(next(steps))
+        first_life.carry_out(next(steps))
     first = next(
         call for call in calls_of("0.0", lines(tmp_path, "0.0")) if call.form == "one" and any(call.successes())
     )
-    Client("0.0", plan, Journal(tmp_path, "0.0"), database, wallets, 1).recover(first.asked)
+    client("0.0", database, tmp_path, 1).recover(first.asked)
     *_, last = calls_of("0.0", lines(tmp_path, "0.0"))
     assert last.asked["resent"]
     assert last.name != first.name
@@ -613,24 +607,22 @@ def test_a_client_recovers_what_it_had_sent_before_its_death(database: Database,
 
 
 def test_only_what_is_new_is_progress(database: Database, tmp_path: Path) -> None:
-    wallets = WalletService(LedgerService(database), authorizer=QueueAuthorizer(KEY))
     clients = (CLIENTS,)
     round_ = Round(folder=tmp_path, url="", proxy=None, seed=SEED, clients=clients, isolation_level=None, began=clock())
-    plan = round_.plan()
-    client = Client("0.0", plan, Journal(tmp_path, "0.0"), database, wallets, 0)
-    steps = plan.stream("0.0")
+    only = client("0.0", database, tmp_path)
+    steps = round_.plan().stream("0.0")
     credit = next(step for step in steps if step.kind == "one" and step.intents[0].operation == "credit")
     read = next(step for step in steps if step.kind == "read" and step.intents[0].hold is None)
-    client.carry_out(credit)
-    round_.note_recovery(client)
+    only.carry_out(credit)
+    round_.note_recovery(only)
     assert round_.waiting() == list(CLIENTS)
     (tmp_path / CALM).write_text(str(clock()))
-    client.carry_out(replace(credit, resent=True))
-    client.carry_out(read)
-    round_.note_recovery(client)
+    only.carry_out(replace(credit, resent=True))
+    only.carry_out(read)
+    round_.note_recovery(only)
     assert round_.waiting() == list(CLIENTS), "neither a replay nor a read is progress"
-    client.carry_out(next(step for step in steps if step.kind == "one" and step.intents[0].operation == "credit"))
-    round_.note_recovery(client)
+    only.carry_out(next(step for step in steps if step.kind == "one" and step.intents[0].operation == "credit"))
+    round_.note_recovery(only)
     assert round_.waiting() == ["1.0"]
 
 
