@@ -122,7 +122,7 @@ def main(round_: Round, worker: int, incarnation: int) -> None:
     settings = Settings.draw(round_, worker, incarnation)
     with _shifted(settings.clock_shift_s), _database(round_, settings) as database:
         if round_.planted:
-            plant(round_.planted)
+            plant(round_.planted, round_.folder)
         wallets = wallets_on(
             database,
             events=_bus(round_, random.Random(f"{round_.seed} receivers {worker} {incarnation}")),
