@@ -7,19 +7,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from points_platform.core import Database, WalletError
-from points_platform.ledger import LedgerService
 from points_platform.queue import QueueAuthorizer
-from points_platform.wallets import WalletService
 from points_platform.wallets.verify import verify
 from support.recount import recount
 
 from .bursts import histories
-from .client import KEY, METHODS
+from .client import KEY, wallets_on
 from .history import Call, Ledger
 from .journal import Line, fields_of
-from .judge import REFUSALS, Finding, Judge, acknowledged, unacknowledged
+from .judge import Finding, Judge, acknowledged, unacknowledged
 from .linearizability import Undecided, explain
-from .plan import ENDS, request_of
+from .operations import ENDS, OPERATIONS, request_of
 
 # Of what was acknowledged, so many are sent again as well.
 SAMPLE = 200
@@ -28,7 +26,7 @@ LIMIT = 50_000
 
 def conclude(database: Database, calls: Sequence[Call], seed: str, counts: Counter[str]) -> Iterator[Finding]:
     """Everything that is wrong in the end; counts what it has looked at."""
-    ledger = _ledger(database)
+    ledger = Ledger.of(database)
     yield from Judge(calls, ledger).findings()
     yield from _linearizable(calls, counts)
     yield from (Finding("sent again", what) for what in _send_again(database, calls, ledger, seed, counts))
@@ -37,11 +35,6 @@ def conclude(database: Database, calls: Sequence[Call], seed: str, counts: Count
     except AssertionError as error:
         yield Finding("invariants recounted", str(error))
     yield from (Finding("verify", str(finding)) for finding in verify(database))
-
-
-def _ledger(database: Database) -> Ledger:
-    with database.snapshot() as connection:
-        return Ledger.read(connection)
 
 
 def _linearizable(calls: Sequence[Call], counts: Counter[str]) -> Iterator[Finding]:
@@ -64,14 +57,15 @@ def _send_again(
     open_, known = unacknowledged(calls), acknowledged(calls)
     sample = random.Random(seed).sample(sorted(known), min(SAMPLE, len(known)))
     counts["sent again at the end"] = len(open_) + len(sample)
-    answers = {key: _ask_twice(database, part) for key, part in (open_ | {key: known[key] for key in sample}).items()}
-    after = _ledger(database)
+    asked = open_ | {key: known[key] for key in sample}
+    answers = {key: _ask_twice(database, part) for key, part in asked.items()}
+    after = Ledger.of(database)
     for key, (first, second) in answers.items():
-        if key in after.by_key:
-            told, there = after.answer(after.by_key[key]), key in before.by_key
+        if transaction := after.transaction_of(asked[key]):
+            told, there = after.answer(transaction), before.transaction_of(asked[key]) is not None
             if (first, second) != (told | {"replayed": there}, told | {"replayed": True}):
                 yield f"{key} is in the ledger as {told}; sent again twice it was answered with {first} and {second}"
-        elif first != second or first.get("code") not in REFUSALS[key[1]]:
+        elif first != second or first.get("code") not in OPERATIONS[key[1]].refusals:
             yield f"{key} is not in the ledger; sent again twice it was answered with {first} and {second}"
 
 
@@ -82,11 +76,9 @@ def _ask_twice(database: Database, part: Line) -> tuple[Line, Line]:
 
 
 def _ask(database: Database, operation: str, request: Any) -> Line:
-    queue = QueueAuthorizer(KEY)
-    wallets = WalletService(LedgerService(database), authorizer=queue)
+    send = getattr(wallets_on(database), OPERATIONS[operation].method)
     try:
-        permission = [queue.authorize(request)] if operation in ENDS else []
-        return fields_of(getattr(wallets, METHODS[operation])(request, *permission))
+        return fields_of(send(request, *([QueueAuthorizer(KEY).authorize(request)] if operation in ENDS else [])))
     except WalletError as error:
         return {"code": error.code}
     except Exception:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from . import linearizability
 from .history import Call
 from .journal import Line
-from .plan import REQUESTS, STREAM, UNAUTHORIZED, request_of
+from .operations import OPERATIONS, request_of
+from .plan import STREAM, UNAUTHORIZED
 
 BALANCE_OF = {"escrows": "user_balance", "statement": "user_balance", "earnings": "model_balance"}
 READ = ("available", "escrow", "earned", "version", "status", "settled_amount", "refunded_amount", "amount", "code")
@@ -69,7 +70,7 @@ def _outcomes(call: Call) -> list[Line | None]:
 
 
 def _part(part: Line, outcome: Line | None) -> linearizability.Part:
-    if part["operation"] not in REQUESTS:
+    if part["operation"] not in OPERATIONS:
         return _read(part["operation"], part["request"], outcome)
     return linearizability.Part(
         operation=part["operation"],

@@ -21,16 +21,10 @@ from points_platform.queue import AuthorizationKey, QueueAuthorizer
 from points_platform.wallets import WalletService
 
 from .journal import Journal, Line, acknowledged_by, clock, fields_of, refusal_of
-from .plan import ENDS, STREAM, Intent, Place, Plan, Step, request_of
+from .operations import ENDS, OPERATIONS, request_of
+from .plan import STREAM, Intent, Place, Plan, Step
 
 KEY = AuthorizationKey.of("the secret of the queue in the torture")
-METHODS = {
-    "credit": "credit_user",
-    "hold": "hold_in_escrow",
-    "settle": "settle_escrow",
-    "refund": "refund_escrow",
-    "partial_settle": "partial_settle_escrow",
-}
 NO_ITEM = ""
 # Seconds to wait, so that a database that is out of reach does not use up the steps.
 AFTER_FAILURE = 0.02
@@ -39,6 +33,11 @@ PAGE = 10
 # How many pages of a list are read one after the other.
 PAGES = 2
 DAYS: Line = {"period": "day", "timezone": "Asia/Kathmandu"}
+
+
+def wallets_on(database: Database, **options: Any) -> WalletService:
+    """The wallets of a database, as everybody here calls them."""
+    return WalletService(LedgerService(database), authorizer=QueueAuthorizer(KEY), **options)
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,9 @@ class Client:
         outcomes = answer.get("outcomes") or []
         for part, outcome in zip(parts, outcomes, strict=False):
             if "transaction_id" in outcome and answer.get("committed", True):
-                self._memory.acknowledged.add(part.intent.key)
+                if part.intent.operation != "deposit" or not outcome["replayed"]:
+                    # A deposit may be a replay of another key's, and leaves its own unused.
+                    self._memory.acknowledged.add(part.intent.key)
                 if part.intent.operation == "hold":
                     self._memory.escrow_ids[part.intent.key] = outcome["escrow_id"]
         return answer
@@ -192,7 +193,9 @@ class Client:
         return {"outcomes": [fields_of(self._send_one(part))]}
 
     def _send_one(self, part: Part, **options: Any) -> Any:
-        return getattr(self._wallets, METHODS[part.intent.operation])(part.request, *part.permission, **options)
+        return getattr(self._wallets, OPERATIONS[part.intent.operation].method)(
+            part.request, *part.permission, **options
+        )
 
     def _many(self, step: Step, parts: Sequence[Part]) -> Line:
         send = getattr(self._wallets, f"{parts[0].intent.operation}_many")
@@ -316,7 +319,7 @@ def _of_next_page(request: Line, answer: Line) -> Line | None:
 
 def _intent_of(part: Line) -> Intent:
     names = ("operation", "key", "flaw", "mutation")
-    return Intent(user=part["request"]["user_id"], **{name: part[name] for name in names})
+    return Intent(user=part["request"].get("user_id", ""), **{name: part[name] for name in names})
 
 
 class _Current(threading.local):

@@ -43,7 +43,13 @@ def _of_call(call: Call) -> Counter[str]:
         + Counter(f"answer {each['code']}" for each in refused)
         + Counter(f"storage_unavailable {cause}" for cause in causes)
         + Counter(f"read {part['operation']}" for part in call.asked["parts"] if call.form == "read")
+        + Counter(f"done {part['operation']}" for part, outcome in call.successes() if call.committed and new(outcome))
     )
+
+
+def new(outcome: Line) -> bool:
+    """Whether it was answered as the first of its key."""
+    return not outcome["replayed"]
 
 
 def _remarkable(settings: Line) -> Iterator[str]:

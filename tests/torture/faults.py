@@ -20,7 +20,8 @@ LONGEST_PAUSE = 0.8
 ON_ALL = {"kill_worker": 5, "pause_worker": 1}
 ON_POSTGRESQL = {"terminate_connections": 4, "cancel_statements": 2, "crash_server": 1, "lock_rows": 2, "lock_table": 1}
 ON_SQLITE = {"lock_database": 3}
-HOT_WALLETS = "SELECT FROM user_wallets WHERE user_id LIKE 'hot-%' ORDER BY user_id FOR UPDATE"
+TABLES = ("user_wallets", "model_wallets", "escrow_items", "deposit_claims", "ledger_entries")
+HOT_WALLETS = "SELECT FROM user_wallets WHERE owner_id LIKE 'user:hot-%' ORDER BY owner_id FOR UPDATE"
 
 
 class Faults:
@@ -85,7 +86,7 @@ class Faults:
 
     def _lock_table(self) -> None:
         with self._connected() as connection, connection.transaction():
-            table = self._chance.choice(("user_wallets", "model_wallets", "escrow_items", "ledger_entries"))
+            table = self._chance.choice(TABLES)
             connection.execute(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
             self._pause()
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from points_platform.core import InvalidAuthorizationError, InvalidRequestError
 from points_platform.core.values import decode_cursor, encode_cursor
-from points_platform.ledger.transfer import _checked
+from points_platform.ledger.files import _checked
 from points_platform.wallets import EscrowHoldRequest
 
-from .tokens import Accepted, Mint, _verify, compact
+from .tokens import Accepted, Mint, compact, verify
 
 WATCHED = ("points_platform", "jwt", "json", "base64")
 MINT = Mint(Random(1))
@@ -34,7 +34,7 @@ def token(data: bytes) -> None:
     signed = compact(header, claims, GENUINE.sign), compact(GENUINE.header, claims, GENUINE.sign)
     for given in (data.decode("utf-8", "surrogateescape"), data.decode("latin-1"), *signed):
         try:
-            _verify(MINT, GENUINE, given)
+            verify(MINT, GENUINE, given)
         except InvalidAuthorizationError:
             continue
         said = json.loads(claims) if given in signed else {}

@@ -1,5 +1,6 @@
 """What the journals say: every call with its answer and its events; and what the ledger says, from its rows alone."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -9,19 +10,13 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from points_platform.core import Database
+
 from .journal import Line
-from .plan import ENDS
+from .operations import ENDS, OPERATIONS, claim_of, owner_of
 
 Key = tuple[str, str, str]
-WALLET_BUCKETS = {"available", "escrow", "earned"}
 NOTHING: Line = {"transaction_id": None, "version": 0, "available": 0, "escrow": 0, "earned": 0}
-EVENT_OF = {
-    "credit": "wallet.credited",
-    "hold": "wallet.escrow_held",
-    "settle": "wallet.escrow_settled",
-    "refund": "wallet.escrow_refunded",
-    "partial_settle": "wallet.escrow_partially_settled",
-}
 
 
 @dataclass
@@ -95,7 +90,7 @@ def calls_of(client: str, journal: Iterable[Line]) -> list[Call]:
 
 def key_of(part: Line) -> Key:
     """What a request's key belongs to."""
-    return f"user:{part['request']['user_id']}", part["operation"], part["key"]
+    return owner_of(part["request"]), part["operation"], part["key"]
 
 
 def version_of(entry: Line) -> int:
@@ -114,7 +109,7 @@ class Ledger:
     """The rows, by what the judge asks for.
 
     ``states`` are a wallet's balances, by version, from 0 on; ``lines`` the entries of an account, oldest first, as
-    a statement has them; ``holds`` and ``ends`` the transactions of an escrow item.
+    a statement has them; ``holds`` and ``ends`` the transactions of an escrow item; ``claims`` those of deposits.
     """
 
     transactions: dict[str, Line]
@@ -124,17 +119,25 @@ class Ledger:
     holds: dict[str, Line]
     ends: dict[str, Line]
     lines: dict[tuple[str, str], list[Line]]
+    claims: dict[tuple[str, str], Line]
 
     @classmethod
-    def read(cls, connection: Connection) -> "Ledger":
+    def of(cls, database: Database) -> "Ledger":
+        """What is in it now."""
+        with database.snapshot() as connection:
+            return cls._read(connection)
+
+    @classmethod
+    def _read(cls, connection: Connection) -> "Ledger":
         transactions = {
-            row["transaction_id"]: row | {"entries": []} for row in _rows(connection, "ledger_transactions")
+            row["transaction_id"]: row | {"entries": [], "details": json.loads(row["details"] or "{}")}
+            for row in _rows(connection, "ledger_transactions")
         }
         versions: dict[str, dict[int, Line]] = defaultdict(dict)
         entries: dict[tuple[str, str], list[Line]] = defaultdict(list)
         for row in _rows(connection, "ledger_entries"):
             transactions[row["transaction_id"]]["entries"].append(row)
-            if row["bucket"] in WALLET_BUCKETS:
+            if not row["account_id"].startswith("platform:"):
                 entries[row["account_id"], row["bucket"]].append(_line(row, transactions[row["transaction_id"]]))
                 state = versions[row["account_id"]].setdefault(row["wallet_version"], {})
                 state |= {"transaction_id": row["transaction_id"], row["bucket"]: row["balance_after"]}
@@ -144,7 +147,16 @@ class Ledger:
         ends = {row["escrow_id"]: row for row in transactions.values() if row["operation"] in ENDS}
         states = {account: _states(found) for account, found in versions.items()}
         lines = {account: sorted(found, key=version_of) for account, found in entries.items()}
-        return cls(transactions, keys, states, items, holds, ends, lines)
+        claims = {(row["source"], row["reference"]): row for row in _rows(connection, "deposit_claims")}
+        return cls(transactions, keys, states, items, holds, ends, lines, claims)
+
+    def transaction_of(self, part: Line) -> Line | None:
+        """What a request has done, or another one that has deposited the same; nothing if there is none."""
+        found = self.by_key.get(key_of(part))
+        claim = self.claims.get(claim_of(part["operation"], part["request"]) or ("", ""))
+        if found is None and claim is not None and not claimed_otherwise(claim, part["request"]):
+            return self.transactions.get(claim["transaction_id"])
+        return found
 
     def states_of(self, account: str) -> list[Line]:
         """Those of a wallet that may not be there."""
@@ -152,18 +164,23 @@ class Ledger:
 
     def answer(self, transaction: Line) -> Line:
         """What whoever asked for this transaction must have been told."""
-        entries = {entry["bucket"]: entry for entry in transaction["entries"]}
-        available, escrow, earned = (entries.get(bucket, {}) for bucket in ("available", "escrow", "earned"))
+        own = {each["bucket"]: each for each in transaction["entries"] if each["account_id"] == transaction["owner_id"]}
         answer = {"transaction_id": transaction["transaction_id"], "timestamp": _moment(transaction["occurred_at"])}
-        if transaction["operation"] in ("credit", "hold"):
-            answer["previous_balance"] = available["balance_before"]
-            answer["new_available_balance"] = available["balance_after"]
-            if escrow:
-                answer |= {"escrow_id": transaction["escrow_id"], "escrow_balance": escrow["balance_after"]}
+        if transaction["operation"] == "open":
             return answer
-        if earned:
+        if transaction["operation"] in ENDS:
+            return answer | self._of_an_end(transaction, own)
+        answer["previous_balance"] = own["available"]["balance_before"]
+        answer["new_available_balance"] = own["available"]["balance_after"]
+        if "escrow" in own:
+            answer |= {"escrow_id": transaction["escrow_id"], "escrow_balance": own["escrow"]["balance_after"]}
+        return answer
+
+    def _of_an_end(self, transaction: Line, own: Line) -> Line:
+        answer: Line = {}
+        for earned in (each for each in transaction["entries"] if each["bucket"] == "earned"):
             answer |= {"settled_amount": earned["amount"], "model_earned_balance": earned["balance_after"]}
-        if available:
+        if available := own.get("available"):
             answer |= {"refunded_amount": available["amount"], "user_available_balance": available["balance_after"]}
         return answer
 
@@ -175,20 +192,33 @@ class Ledger:
         event["occurred_at"] = event.pop("timestamp")
         event |= {
             "event_id": transaction["transaction_id"],
-            "event_type": EVENT_OF[operation],
-            "user_id": transaction["owner_id"].removeprefix("user:"),
+            "event_type": OPERATIONS[operation].event,
             "metadata_json": transaction["metadata"],
             "schema_version": 1,
         }
-        if operation in ("credit", "hold"):
+        event |= {name: transaction["details"].get(name) for name in OPERATIONS[operation].details}
+        if operation == "open":
+            return event | {"owner": transaction["owner_id"]}
+        event["user_id"] = transaction["owner_id"].removeprefix("user:")
+        if "new_available_balance" in event:
             event["amount"] = abs(event["new_available_balance"] - event["previous_balance"])
-        if operation != "credit":
+        if operation == "transfer":
+            [taker] = (each["account_id"] for each in transaction["entries"] if each["amount"] > 0)
+            event["recipient_id"] = taker.removeprefix("user:")
+        if operation in ("hold", *ENDS):
             event |= {name: transaction[name] for name in ("escrow_id", "queue_item_id", "feature_type")}
         if operation in ENDS:
             event["authorization_id"] = transaction["authorization_id"]
         if operation in ("settle", "partial_settle"):
             event["model_id"] = transaction["model_id"]
         return event
+
+
+def claimed_otherwise(claim: Line, request: Line) -> set[str]:
+    """In what a deposit is another than the one that has its claim."""
+    said = {"user_id": owner_of(request), "amount": request["amount"], "currency": request["currency"] or "points"}
+    claimed = {"user_id": claim["owner_id"], "amount": claim["amount"], "currency": claim["currency"]}
+    return {name for name in said if said[name] != claimed[name]}
 
 
 def _states(versions: dict[int, Line]) -> list[Line]:
@@ -213,7 +243,8 @@ def _line(entry: Line, transaction: Line) -> Line:
 
 def _item(row: Line) -> Line:
     """An escrow item as it must be read now."""
-    item = {name: value for name, value in row.items() if name != "metadata"}
+    item = {name: value for name, value in row.items() if name not in ("metadata", "owner_id", "expires_at")}
+    item["user_id"] = row["owner_id"].removeprefix("user:")
     times = {name: item[name] and _moment(item[name]) for name in ("created_at", "processed_at")}
     return item | times | {"metadata_json": row["metadata"]}
 

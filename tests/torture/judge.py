@@ -1,35 +1,34 @@
 """The judge: what was answered, what is in the ledger and what was announced must be one and the same story."""
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NamedTuple
 
-from .client import METHODS
-from .history import Call, Key, Ledger, key_of, without_flag
+from .history import Call, Key, Ledger, claimed_otherwise, key_of, without_flag
 from .journal import Line
+from .operations import OPERATIONS
 from .plan import LIMIT
 from .reads import Reads
 from .timelines import Evidence
 
 RETRYABLE = {"storage_unavailable", "optimistic_lock"}
-# Refusals that a request without a flaw may get, and what one with a flaw must get, if it is not overtaken.
-REFUSALS = {
-    "credit": {"balance_limit"},
-    "hold": {"insufficient_balance"},
-    "settle": {"escrow_not_found", "escrow_already_processed", "balance_limit"},
-    "refund": {"escrow_not_found", "escrow_already_processed"},
-    "partial_settle": {"escrow_not_found", "escrow_already_processed", "balance_limit"},
-    "escrow": {"escrow_not_found"},
-}
 CAUSES = {"token": "signature", "expired": "expired", "other_action": "claim_mismatch"}
+# What a request with a flaw must get, if it is not overtaken.
 REFUSALS_OF_FLAW = {
     **{flaw: {"invalid_authorization"} for flaw in CAUSES},
     "amount": {"escrow_mismatch", "escrow_already_processed", "escrow_not_found"},
     "user": {"escrow_not_found"},
 }
 FEW = 5
-STATUS = {"settle": "settled", "refund": "refunded", "partial_settle": "partially_settled"}
+# How the limit is told to whom points are given; of another's balance nothing is said.
+OF_LIMIT = {
+    "credit": ("user_id", "available", "escrow"),
+    "deposit": ("user_id", "available", "escrow"),
+    "transfer": ("recipient_id", "available", "escrow"),
+    "settle": ("model_id", "earned"),
+    "partial_settle": ("model_id", "earned"),
+}
 
 
 class Finding(NamedTuple):
@@ -58,6 +57,7 @@ class Judge:
             "refusals are true": self._refusals,
             "all or nothing": self._whole,
             "effects were asked for": self._effects,
+            "claims": self._claims,
             "events": self._events,
             "one answer for ever": self._replays,
             "real time": self._real_time,
@@ -78,22 +78,26 @@ class Judge:
     def _answers(self) -> Findings:
         """Every acknowledged operation is in the ledger, with the answer that was given."""
         for call in self.calls:
+            told: set[str] = set()
             for part, outcome in call.successes() if call.committed else ():
-                transaction = self.ledger.by_key.get(key_of(part))
+                transaction = self.ledger.transaction_of(part)
                 if transaction is None:
                     yield f"{call.name}: {key_of(part)} was acknowledged and is not in the ledger"
-                else:
-                    yield from self._false_answer(call, part, outcome, transaction)
+                    continue
+                yield from self._false_answer(call, part, outcome, transaction)
+                # One call may ask for the same twice: it is new only the first time.
+                first = transaction["request_id"] == call.name and outcome["transaction_id"] not in told
+                told.add(outcome["transaction_id"])
+                if outcome["replayed"] == first:
+                    maker = f"{transaction['request_id']} has done it"
+                    yield f"{call.name}: {key_of(part)} was answered with replayed={outcome['replayed']}, {maker}"
 
     def _false_answer(self, call: Call, part: Line, outcome: Line, transaction: Line) -> Findings:
-        recorded, given, maker = self.ledger.answer(transaction), without_flag(outcome), transaction["request_id"]
+        recorded, given = self.ledger.answer(transaction), without_flag(outcome)
         if given != recorded:
             yield f"{call.name}: {key_of(part)} was answered with {given}, the ledger says {recorded}"
         if part["mutation"]:
             yield f"{call.name}: {key_of(part)} with another {part['mutation']} was accepted"
-        # In a caller's transaction the same key may be sent twice.
-        if outcome["replayed"] == (maker == call.name) and not (outcome["replayed"] and call.form == "session"):
-            yield f"{call.name}: {key_of(part)} was answered with replayed={outcome['replayed']}, {maker} has done it"
 
     def _refusals(self) -> Findings:
         """Every refusal is one of those that are documented for the operation, and was true."""
@@ -120,22 +124,35 @@ class Judge:
         return bool(details["available"] in seen and amount == details["required"] > details["available"])
 
     def _balance_limit(self, call: Call, part: Line, details: Line) -> bool:
+        request, (taker, *buckets) = part["request"], OF_LIMIT[part["operation"]]
+        account = f"{'model' if taker == 'model_id' else 'user'}:{request[taker]}"
+        amount = request.get("settle_amount", request.get("amount"))
+        seen = {sum(state[bucket] for bucket in buckets) for state in self.evidence.timeline(account).seen(call)}
+        too_much = {balance for balance in seen if amount + balance > LIMIT}
+        if taker == "recipient_id":
+            return bool(
+                too_much and details.items() >= {"limit": LIMIT, "amount": amount}.items() and "balance" not in details
+            )
+        return any(details.items() >= {"limit": LIMIT, "amount": amount, "balance": each}.items() for each in too_much)
+
+    def _deposit_conflict(self, call: Call, part: Line, details: Line) -> bool:
+        """Somebody else has claimed it, not after this was refused, with what is told to differ."""
         request = part["request"]
-        account = f"user:{request['user_id']}" if part["operation"] == "credit" else f"model:{request['model_id']}"
-        buckets = ("available", "escrow") if part["operation"] == "credit" else ("earned",)
-        wallet, amount = self.evidence.timeline(account), request.get("settle_amount", request.get("amount"))
-        seen = {sum(state[bucket] for bucket in buckets) for state in wallet.seen(call)}
-        said = {"limit": LIMIT, "amount": amount, "balance": details["balance"]}
-        return bool(
-            details["balance"] in seen and details.items() >= said.items() and amount + details["balance"] > LIMIT
-        )
+        claim = self.ledger.claims.get((request["source"], request["reference"]))
+        if claim is None:
+            return False
+        maker = self.evidence.maker(self.ledger.transactions.get(claim["transaction_id"]))
+        expected = [name for name in ("user_id", "amount", "currency") if name in claimed_otherwise(claim, request)]
+        said = {"source": request["source"], "reference": request["reference"], "fields": expected}
+        in_time = maker is None or maker.invoked <= call.returned
+        return bool(expected and details.items() >= said.items() and in_time)
 
     def _escrow_already_processed(self, call: Call, part: Line, details: Line) -> bool:
         end = self.ledger.ends.get(part["request"]["escrow_id"])
         maker = self.evidence.maker(end)
         return (
             end is not None
-            and details["status"] == STATUS[end["operation"]]
+            and details["status"] == OPERATIONS[end["operation"]].status
             and (maker is None or maker.invoked <= call.returned)
         )
 
@@ -191,6 +208,27 @@ class Judge:
                 yield f"{call.name}: {key} is in the ledger, but its caller was told {call.answer}"
             yield from _differences(call, part, transaction)
 
+    def _claims(self) -> Findings:
+        """Every deposit has its claim, and every claim its deposit."""
+        deposits: dict[str, list[Line]] = defaultdict(list)
+        for claim in self.ledger.claims.values():
+            deposits[claim["transaction_id"]].append(claim)
+        for id_, transaction in self.ledger.transactions.items():
+            claims = deposits.pop(id_, [])
+            if len(claims) != (transaction["operation"] == "deposit"):
+                yield f"{id_}, a {transaction['operation']}, has the claims {claims}"
+            for claim in claims:
+                said = transaction["details"] | {
+                    "owner_id": transaction["owner_id"],
+                    "currency": transaction["currency"],
+                }
+                if (
+                    not claim.items() >= said.items()
+                    or _moved(transaction)[claim["owner_id"], "available"] != claim["amount"]
+                ):
+                    yield f"{transaction}, claimed was {claim}"
+        yield from (f"{claims}: there is no such deposit" for claims in deposits.values())
+
     def _events(self) -> Findings:
         """Events announce what this very call has committed, once; and of what was answered as new none is missing."""
         seen = Counter(event["event_id"] for call in self.calls for event in call.events)
@@ -233,11 +271,15 @@ class Judge:
             yield from self.evidence.timeline(account).contradictions(self.evidence.answered)
 
 
-def _expected(part: Line) -> set[str]:
+def _expected(part: Line) -> Set[str]:
     """The refusals that a part may get."""
     if part["mutation"]:
         return {"idempotency_conflict"}
-    return REFUSALS_OF_FLAW[part["flaw"]] if part["flaw"] else REFUSALS.get(part["operation"], set())
+    if part["flaw"]:
+        return REFUSALS_OF_FLAW[part["flaw"]]
+    if part["operation"] in OPERATIONS:
+        return OPERATIONS[part["operation"]].refusals
+    return {"escrow_not_found"} if part["operation"] == "escrow" else set()
 
 
 def _part_of(call: Call, key: Key) -> Line:
@@ -247,18 +289,19 @@ def _part_of(call: Call, key: Key) -> Line:
 
 def _differences(call: Call, part: Line, transaction: Line) -> Findings:
     request, metadata = part["request"], transaction["metadata"]
-    moved = {(entry["account_id"], entry["bucket"]): entry["amount"] for entry in transaction["entries"]}
-    if moved != _movements(part["operation"], request) or len(moved) != len(transaction["entries"]):
+    moved, known = _moved(transaction), OPERATIONS[part["operation"]]
+    if moved != known.moves(request) or len(moved) != len(transaction["entries"]):
         yield f"{call.name}: {request} has moved {moved}"
     expected = {
         "currency": "points",
         "reason": request["reason"],
         "queue_item_id": request.get("queue_item_id"),
         "model_id": request.get("model_id"),
-        "escrow_id": request.get("escrow_id", transaction["escrow_id"]),
-        "feature_type": None if part["operation"] == "credit" else "song",
+        "escrow_id": transaction["escrow_id"] if part["operation"] == "hold" else request.get("escrow_id"),
+        "feature_type": "song" if "queue_item_id" in request else None,
         "authorization_id": part["authorization"],
         "metadata": request["metadata"],
+        "details": {name: request[name] for name in known.details if request[name] is not None},
     }
     found = {name: transaction[name] for name in expected}
     found["metadata"] = None if metadata is None else json.loads(metadata)
@@ -266,22 +309,8 @@ def _differences(call: Call, part: Line, transaction: Line) -> Findings:
         yield f"{call.name}: the ledger has {found}, asked for was {expected}"
 
 
-def _movements(operation: str, request: Line) -> dict[tuple[str, str], int]:
-    """What an operation moves, by account and bucket (docs/WALLET_ESCROW_ARCHITECTURE.md, the operations)."""
-    user, model = f"user:{request['user_id']}", f"model:{request.get('model_id')}"
-    amount = request.get("amount", 0)
-    settled, refunded = request.get("settle_amount", 0), request.get("refund_amount", 0)
-    return {
-        "credit": {("platform:issuer", "issued"): -amount, (user, "available"): amount},
-        "hold": {(user, "available"): -amount, (user, "escrow"): amount},
-        "settle": {(user, "escrow"): -amount, (model, "earned"): amount},
-        "refund": {(user, "escrow"): -amount, (user, "available"): amount},
-        "partial_settle": {
-            (user, "escrow"): -settled - refunded,
-            (user, "available"): refunded,
-            (model, "earned"): settled,
-        },
-    }[operation]
+def _moved(transaction: Line) -> dict[tuple[str, str], int]:
+    return {(entry["account_id"], entry["bucket"]): entry["amount"] for entry in transaction["entries"]}
 
 
 def acknowledged(calls: Sequence[Call]) -> dict[Key, Line]:
@@ -296,7 +325,7 @@ def unacknowledged(calls: Sequence[Call]) -> dict[Key, Line]:
     for call in calls:
         refused = {part["key"] for part, outcome in call.outcomes() if not outcome.get("retryable", True)}
         for part in call.asked["parts"]:
-            asked = part["operation"] in METHODS and not part["flaw"] and not part["mutation"]
+            asked = part["operation"] in OPERATIONS and not part["flaw"] and not part["mutation"]
             if asked and part["key"] not in refused and key_of(part) not in known:
                 found[key_of(part)] = part
     return found

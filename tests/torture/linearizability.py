@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from support.reference import EMPTY, Fields, Reference, Refused
+from support.reference import EMPTY, Fields, Key, Reference, Refused, claim_of, owner_of
 
 LIMIT = 50_000  # about a second; reached where ten or more calls are not answered
 MADE = ("transaction_id", "escrow_id", "timestamp")
 ITEM = ("status", "settled_amount", "refunded_amount", "amount")
 READS = ("user_balance", "model_balance", "escrow")
-Key = tuple[str, str, str]
+# Those of a key, or of a claim that several keys may have.
+Made = Key | tuple[str, str]
 _NOWHERE = object()
 
 
@@ -34,7 +35,7 @@ class Undecided(Exception):  # noqa: N818 - an answer, not a mistake
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One operation: ``credit``, ``hold``, ``settle``, ``refund``, ``partial_settle``, or one of ``READS``.
+    """One operation that the reference model knows, or one of ``READS``.
 
     ``request`` is the request; of a read, a mapping of its arguments. ``outcome`` has the fields of the response, all
     or some (``{}``: it succeeded, no more is known), or ``code`` and perhaps ``details`` of the refusal; ``None``: not
@@ -88,21 +89,21 @@ class _Step:
 
 def _steps(calls: Sequence[Call]) -> list[_Step]:
     """The calls that say or may have done anything, by the time of their invocation."""
-    made: dict[Key, Fields] = {}
-    others: set[Key] = set()
+    made: dict[Made, Fields] = {}
+    others: set[Made] = set()
     for call in calls:
         for part in _lasting(call):
-            made.setdefault(_key(part), {}).update(_made(part))
+            made.setdefault(_makes(part), {}).update(_made(part))
             if part.outcome and part.outcome.get("replayed") is False:
-                others.add(_key(part))
+                others.add(_makes(part))
     steps = []
     for number, call in enumerate(sorted(calls, key=lambda call: call.invoked)):
         parts = tuple(
-            (part, dict.fromkeys(MADE, f"made by call {number}.{place}") | made.get(_key(part), {}) | _made(part))
+            (part, dict.fromkeys(MADE, f"made by call {number}.{place}") | made.get(_makes(part), {}) | _made(part))
             for place, part in enumerate(call.parts)
             if _says_or_does_anything(part)
         )
-        if call.returned is None and others.issuperset(_key(part) for part, _ in parts):
+        if call.returned is None and others.issuperset(_makes(part) for part, _ in parts):
             continue  # an answered call made all that this one asked for
         if parts:
             deadline = inf if call.returned is None else call.returned
@@ -114,8 +115,8 @@ def _steps(calls: Sequence[Call]) -> list[_Step]:
 def _lasting(call: Call) -> list[Part]:
     """The parts whose ids were not made in vain, as are those of a call that was, or may have been, taken back."""
     doubtful = call.undone or call.returned is None
-    vain = {_key(part) for part in call.parts if doubtful and not (part.outcome or {}).get("replayed")}
-    return [part for part in call.parts if _key(part) not in vain]
+    vain = {_makes(part) for part in call.parts if doubtful and not (part.outcome or {}).get("replayed")}
+    return [part for part in call.parts if _makes(part) not in vain]
 
 
 def _says_or_does_anything(part: Part) -> bool:
@@ -132,7 +133,13 @@ def _may_change(part: Part) -> bool:
 def _key(part: Part) -> Key:
     if part.operation in READS:
         return ("", part.operation, "")
-    return part.request.user_id, part.operation, part.request.idempotency_key
+    return owner_of(part.request), part.operation, part.request.idempotency_key
+
+
+def _makes(part: Part) -> Made:
+    """What only one can make: that of a key, or the deposit that several keys may claim."""
+    claim = None if part.operation in READS else claim_of(part.operation, part.request)
+    return claim or _key(part)
 
 
 def _made(part: Part) -> Fields:
@@ -157,7 +164,7 @@ class _Search:
         self.limit = limit
         self.tried = 0
         self.required = sum(1 << number for number, step in enumerate(steps) if step.deadline < inf)
-        self.uses = Counter(_key(part) for step in steps for part, _ in step.parts)
+        self.uses = Counter(each for step in steps for part, _ in step.parts for each in {_key(part), _makes(part)})
         self.dead: dict[int, set[Hashable]] = defaultdict(set)
         self.longest = _Node((), 0, Reference())
 
@@ -242,8 +249,11 @@ class _Search:
         if step.call.undone or len(state.answers) == len(node.state.answers):
             state = node.state
         for part, _ in step.parts:
+            # What nobody will ask for again makes no difference between states.
             if state is not node.state and self.uses[_key(part)] == 1:
-                state.answers.pop(_key(part), None)  # nobody will ask again: no difference between states
+                state.answers.pop(_key(part), None)
+            if state is not node.state and self.uses[_makes(part)] == 1:
+                state.claims.pop(_makes(part), None)
         return _Node((*node.order, number), node.done | 1 << number, state)
 
     def account(self) -> str:
@@ -310,7 +320,7 @@ def _frozen(state: Reference) -> Hashable:
     return (
         frozenset((owner, *wallet.values()) for owner, wallet in state.wallets.items() if wallet["version"]),
         frozenset((escrow_id, *(item[name] for name in ITEM)) for escrow_id, item in state.items.items()),
-        frozenset((key, repr(answer)) for key, answer in state.answers.items()),
+        frozenset((key, repr(answer)) for key, answer in (state.answers | state.claims).items()),
     )
 
 

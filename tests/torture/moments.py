@@ -14,16 +14,17 @@ from support.recount import recount_on
 from .journal import acknowledged_by
 
 NEGATIVE = (
-    "SELECT 'user ' || user_id FROM user_wallets WHERE available < 0 OR escrow < 0"
-    " UNION ALL SELECT 'model ' || model_id FROM model_wallets WHERE earned < 0"
+    "SELECT owner_id FROM user_wallets WHERE available < 0 OR escrow < 0 OR paying < 0"
+    " UNION ALL SELECT owner_id FROM model_wallets WHERE earned < 0 OR paying < 0"
 )
 IN_WALLETS = (
-    "SELECT coalesce((SELECT sum(available) + sum(escrow) FROM user_wallets), 0)"
-    " + coalesce((SELECT sum(earned) FROM model_wallets), 0)"
+    "SELECT coalesce((SELECT sum(available) + sum(escrow) + sum(paying) FROM user_wallets), 0)"
+    " + coalesce((SELECT sum(earned) + sum(paying) FROM model_wallets), 0)"
 )
-CREDITED = (
+# What came from outside, and has not been spent.
+LEFT = (
     "SELECT coalesce(sum(amount), 0) FROM ledger_entries JOIN ledger_transactions USING (transaction_id)"
-    " WHERE operation = 'credit' AND bucket = 'available'"
+    " WHERE operation IN ('credit', 'deposit', 'spend') AND bucket = 'available'"
 )
 ALL_KNOWN = "SELECT transaction_id FROM ledger_transactions"
 
@@ -77,6 +78,6 @@ def _recounted(connection: Connection) -> Iterator[str]:
 
 def _totals(connection: Connection) -> Iterator[str]:
     yield from (f"{each} has a negative balance" for each in connection.execute(text(NEGATIVE)).scalars())
-    wallets, credited = connection.scalar(text(IN_WALLETS)), connection.scalar(text(CREDITED))
-    if wallets != credited:
-        yield f"the wallets have {wallets} points, credited were {credited}"
+    wallets, left = connection.scalar(text(IN_WALLETS)), connection.scalar(text(LEFT))
+    if wallets != left:
+        yield f"the wallets have {wallets} points, credited and not spent were {left}"

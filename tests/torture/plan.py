@@ -6,41 +6,33 @@ that hold sends it again.
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from points_platform.wallets import (
-    EscrowHoldRequest,
-    EscrowPartialSettleRequest,
-    EscrowRefundRequest,
-    EscrowSettleRequest,
-    UserCreditRequest,
-)
+from .operations import BATCHES, BEGINS, ENDS, OPERATIONS, request_of
 
 STREAM = 0
-KINDS = {
-    "credit": 15,
-    "hold": 27,
-    "finish": 28,
-    "resend": 9,
-    "mutate": 4,
-    "many": 5,
-    "session": 5,
-    "read": 10,
-}
-ENDS = {"settle": 5, "refund": 3, "partial_settle": 2}
-REQUESTS: dict[str, Any] = {
-    "credit": UserCreditRequest,
-    "hold": EscrowHoldRequest,
-    "settle": EscrowSettleRequest,
-    "refund": EscrowRefundRequest,
-    "partial_settle": EscrowPartialSettleRequest,
-}
+SINGLE = {"credit": 9, "deposit": 7, "hold": 24, "finish": 25, "spend": 6, "transfer": 9, "open": 3}
+KINDS = SINGLE | {"resend": 9, "mutate": 6, "many": 6, "session": 5, "read": 10}
+HOW_OFTEN = {"settle": 5, "refund": 3, "partial_settle": 2}
 FLAWS = {None: 88, "token": 4, "expired": 2, "other_action": 2, "amount": 2, "user": 2}
 UNAUTHORIZED = ("token", "expired", "other_action")
-MUTATIONS = ("amount", "reason", "metadata", "queue_item_id", "model_id")
-# How far back a step looks for a hold to end, or a step to send again.
+# What is said differently under a key that is used already.
+MUTATED: dict[str, Callable[[Any], Any]] = {
+    "amount": lambda amount: amount - 1 or 2,
+    "settle_amount": lambda amount: amount - 1 or 2,
+    "metadata": lambda metadata: {"note": "changed"},
+    "reason": lambda reason: "another_reason",
+    "queue_item_id": lambda queue_item_id: "another-queue-item",
+    "model_id": lambda model_id: "another-model",
+    "recipient_id": lambda recipient_id: "another-recipient",
+    "order_id": lambda order_id: "another-order",
+    "reference": lambda reference: "another-reference",
+}
+# What a deposit says that others have claimed, or will: the same, or something else.
+CLAIMS = {None: 50, "amount": 20, "user": 20, "source": 10}
+# How far back a step looks for a hold to end, a deposit to repeat, or a step to send again.
 WINDOW = 60
 HOT_USERS, HOT_MODELS, CROWD_USERS, CROWD_MODELS = 3, 2, 200, 20
 RICH = "rich-user"
@@ -66,11 +58,15 @@ class Intent:
 
     key: str
     operation: str
-    user: str
+    user: str = ""
     model: str = ""
+    recipient: str = ""
     amount: int = 0
     refunded: int = 0
     queue_item: str = ""
+    order: str | None = None
+    source: str = ""
+    reference: str = ""
     metadata: str | None = None
     hold: Place | None = None
     flaw: str | None = None
@@ -78,48 +74,33 @@ class Intent:
 
     def request(self, escrow_id: str | None = None, *, request_id: str = "request") -> Any:
         """The request; for the end of a hold with the id that the hold was answered with."""
-        fields: dict[str, Any] = {
+        made = request_of(self.operation, self.said() | {"escrow_id": escrow_id, "request_id": request_id})
+        return made if self.mutation is None else mutated(made, self.mutation)
+
+    def said(self) -> dict[str, Any]:
+        """What there is to say, in any request."""
+        return {
             "idempotency_key": self.key,
-            "request_id": request_id,
             "user_id": self.user,
+            "owner": f"user:{self.user}" if self.user else f"model:{self.model}",
+            "recipient_id": self.recipient,
+            "model_id": self.model,
             "reason": f"torture_{self.operation}",
+            "amount": self.amount,
+            "refund_amount": self.refunded,
+            "settle_amount": self.amount - self.refunded,
+            "queue_item_id": self.queue_item,
+            "feature_type": "song",
+            "order_id": self.order,
+            "source": self.source,
+            "reference": self.reference,
             "metadata": None if self.metadata is None else {"note": self.metadata},
         }
-        if self.operation == "hold":
-            fields |= {"feature_type": "song"}
-        if self.operation == "partial_settle":
-            fields |= {"refund_amount": self.refunded, "settle_amount": self.amount - self.refunded}
-        else:
-            fields |= {"amount": self.amount}
-        if self.operation in ("settle", "partial_settle"):
-            fields |= {"model_id": self.model}
-        if self.operation != "credit":
-            fields |= {"queue_item_id": self.queue_item}
-        if self.operation in ENDS:
-            fields |= {"escrow_id": escrow_id}
-        made = request_of(self.operation, fields)
-        return made if self.mutation is None else _mutated(made, self.mutation)
 
 
-def request_of(operation: str, fields: dict[str, Any]) -> Any:
-    """The request that has these fields."""
-    return REQUESTS[operation](**fields)
-
-
-def _mutated(request: Any, field: str) -> Any:
-    """The request with another value in that field, or, where it has no such field, with another reason."""
-    if field == "amount":
-        field = next(name for name in ("amount", "settle_amount") if hasattr(request, name))
-    changed: dict[str, Callable[[], Any]] = {
-        "amount": lambda: request.amount - 1 or 2,
-        "settle_amount": lambda: request.settle_amount - 1 or 2,
-        "metadata": lambda: {"note": "changed"},
-        "queue_item_id": lambda: "another-queue-item",
-        "model_id": lambda: "another-model",
-    }
-    if field not in changed or not hasattr(request, field):
-        return replace(request, reason="another_reason")
-    return replace(request, **{field: changed[field]()})
+def mutated(request: Any, field: str) -> Any:
+    """The request with something else in that field."""
+    return replace(request, **{field: MUTATED[field](getattr(request, field))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +127,7 @@ class Plan:
         """The step at a place."""
         kind = self._kind_at(place)
         random = self._random(place, "step")
-        if kind in ("credit", "hold", "finish"):
+        if kind in SINGLE:
             return Step(place=place, kind="one", intents=(self._intent(place),))
         if kind == "many":
             return self._many(place, random)
@@ -177,7 +158,7 @@ class Plan:
     def _draw_kind(self, place: Place) -> str:
         random = self._random(place)
         if place.series != STREAM and place.number == 0:
-            return "credit" if random.random() < 0.7 else "hold"
+            return random.choice(("credit", "credit", "deposit", "hold"))
         kind: str = _choice(random, KINDS)
         return kind
 
@@ -187,29 +168,73 @@ class Plan:
         operation = self._kind_at(place)
         random = random or self._random(place, "intent")
         if part is not None:
-            operation = random.choice(("credit", "hold", "finish"))
+            operation = random.choice(list(SINGLE))
         hold = self._earlier(place, random, ("hold",)) if operation == "finish" else None
         if operation == "finish" and hold is not None:
             return self._end(key, self._intent(hold), hold, random)
-        return self._begin(key, "credit" if operation == "credit" else "hold", place, random)
+        return self._begin(key, operation if operation in BEGINS else "hold", place, random)
 
     def _begin(self, key: str, operation: str, place: Place, random: random.Random) -> Intent:
-        user, _ = self._wallets(place, random)
-        amount = random.randint(50, 300) if operation == "credit" else random.randint(1, 60)
-        if random.random() < 0.01:
-            # Nobody has so much to hold, and only the first of a few may be given it.
-            amount, user = LIMIT - random.randrange(9), user if operation == "hold" or place.series else RICH
-        return Intent(
+        """What needs no hold."""
+        user, model = self._wallets(place, random)
+        if operation == "open" and random.random() < 0.4:
+            return Intent(key=key, operation=operation, model=model)
+        intent = Intent(
             key=key,
             operation=operation,
             user=user,
-            amount=amount,
-            queue_item=f"queue-{random.randrange(50)}" if operation == "hold" else "",
+            amount=self._amount(operation, random),
             metadata=f"{key} ü\n'\"" if random.random() < 0.2 else None,
+        )
+        if operation == "hold":
+            return replace(intent, queue_item=f"queue-{random.randrange(50)}")
+        if operation == "spend":
+            return replace(intent, order=f"order-{random.randrange(50)}" if random.random() < 0.6 else None)
+        if operation == "transfer":
+            return replace(intent, recipient=self._recipient(user, place, random))
+        if operation == "deposit":
+            return self._deposit(intent, place, random)
+        if operation == "credit" and intent.amount > LIMIT // 2 and not place.series:
+            return replace(intent, user=RICH)
+        return intent
+
+    def _amount(self, operation: str, random: random.Random) -> int:
+        if random.random() < 0.01:
+            return LIMIT - random.randrange(2000)  # nobody has so much to give
+        return random.randint(50, 300) if operation == "credit" else random.randint(1, 60)
+
+    def _recipient(self, user: str, place: Place, random: random.Random) -> str:
+        """Another user, who in a burst or among the hot ones will pay this one as well; or one who has no room."""
+        if random.random() < 0.05 and not place.series:
+            return RICH
+        while (recipient := self._wallets(place, random)[0]) == user:
+            pass
+        return recipient
+
+    def _deposit(self, intent: Intent, place: Place, random: random.Random) -> Intent:
+        """What nobody else has claimed, but for parts of the same batch; or what an earlier deposit has, perhaps.
+
+        Of a reference all know who was to have how much, so that each repeats it truly, or with one difference.
+        """
+        reference = intent.key
+        if random.random() < 0.4:
+            earlier = self._earlier(place, random, ("deposit",)) if reference == str(place) else f"{place}/0"
+            reference = str(earlier or reference)
+        known = self._random(reference, "claim")
+        user, amount = self._wallets(place, known)[0], self._amount("credit", known)
+        if amount > LIMIT // 2 and not place.series:
+            user = RICH  # of a few only the first may be given so much
+        difference = _choice(random, CLAIMS)
+        return replace(
+            intent,
+            user=self._recipient(user, place, random) if difference == "user" else user,
+            amount=amount - 1 if difference == "amount" else amount,
+            source="card" if difference == "source" else "bank",
+            reference=reference,
         )
 
     def _end(self, key: str, held: Intent, hold: Place, random: random.Random) -> Intent:
-        operation = _choice(random, ENDS) if held.amount > 1 else "settle"
+        operation = _choice(random, HOW_OFTEN) if held.amount > 1 else "settle"
         flaw = _choice(random, FLAWS)
         return Intent(
             key=key,
@@ -224,17 +249,17 @@ class Plan:
         )
 
     def _many(self, place: Place, random: random.Random) -> Step:
-        kind = random.choice(("credit", "hold", "settle", "refund"))
+        kind = random.choice(BATCHES)
         count = random.randint(2, 4 if place.series else 20)
-        if kind in ("credit", "hold"):
-            intents = [self._begin(f"{place}/{part}", kind, place, random) for part in range(count)]
-        else:
+        if kind in ENDS:
             holds = {self._earlier(place, random, ("hold",)) for _ in range(count)} - {None}
             ends = [
                 self._end(f"{place}/{part}", self._intent(hold), hold, random)
                 for part, hold in enumerate(sorted(filter(None, holds), key=str))
             ]
             intents = [replace(end, operation=kind, refunded=0) for end in ends]
+        else:
+            intents = [self._begin(f"{place}/{part}", kind, place, random) for part in range(count)]
         if not intents:
             intents = [self._begin(f"{place}/0", "credit", place, random)]
         return Step(place=place, kind="many", intents=tuple(intents), atomic=random.random() < 0.4)
@@ -250,13 +275,14 @@ class Plan:
 
     def _again(self, place: Place, random: random.Random, *, mutated: bool) -> Step:
         """A step that was sent before, by this client or another one; or its key with another payload."""
-        kinds = ("credit", "hold", "finish") if mutated else ("credit", "hold", "finish", "many")
-        target = self._earlier(place, random, kinds)
+        target = self._earlier(place, random, tuple(SINGLE) if mutated else (*SINGLE, "many"))
         if target is None:
             return Step(place=place, kind="one", intents=(self._begin(str(place), "credit", place, random),))
         step = replace(self.step(target), resent=True)
         if mutated:
-            step = replace(step, intents=(replace(step.intents[0], mutation=random.choice(MUTATIONS)),))
+            [intent] = step.intents
+            had = [field.name for field in fields(OPERATIONS[intent.operation].request) if field.name in MUTATED]
+            step = replace(step, intents=(replace(intent, mutation=random.choice(had)),))
         return step
 
     def _earlier(self, place: Place, random: random.Random, kinds: tuple[str, ...]) -> Place | None:

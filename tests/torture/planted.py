@@ -5,37 +5,68 @@ what is tested here.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jwt
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
-from points_platform.core import IdempotencyConflictError, InsufficientBalanceError, StorageUnavailableError
+from points_platform.core import (
+    EscrowAlreadyProcessedError,
+    IdempotencyConflictError,
+    InsufficientBalanceError,
+    InvalidAuthorizationError,
+    StorageUnavailableError,
+    WalletError,
+)
 from points_platform.core.failures import translated
-from points_platform.core.rows import insert_rows, update_rows
-from points_platform.core.statement import Statement
 from points_platform.ledger import LedgerService
 from points_platform.queue import AuthorizationVerifier
-from points_platform.wallets import WalletService, executor, rules, single, store
-from points_platform.wallets.models import EscrowStatus
-from points_platform.wallets.views import event_of
+from points_platform.wallets import WalletService, composer, executor, locked
+from points_platform.wallets.announce import Announcer
+from points_platform.wallets.facts import Record
+from points_platform.wallets.models import DEPOSIT_CLAIMS
+from points_platform.wallets.needs import Guard, Held, State, Unclaimed
 
 Patch = Callable[[], None]
 
 
+REACHED = "reached "
+_marks: list[Path] = []
+
+
 @dataclass(frozen=True)
 class Bug:
-    """What is wrong; ``walls`` are the statements that take down what the database has against it."""
+    """What is wrong; ``walls`` are the statements that take down what the database has against it.
+
+    ``places`` are those at which the planted code says that it was reached, and did what is wrong: a bug whose code
+    never ran has not been looked for.
+    """
 
     patch: Patch
     walls: tuple[str, ...] = ()
+    places: tuple[str, ...] = ("there",)
 
 
-def plant(name: str) -> None:
-    """Put the bug into this process."""
+def plant(name: str, folder: Path) -> None:
+    """Put the bug into this process; what is reached of it is noted in the folder."""
+    _marks[:] = [folder]
     BUGS[name].patch()
+
+
+def reached(place: str = "there") -> None:
+    """Said by the planted code, where it does what is wrong."""
+    for folder in _marks:
+        (folder / f"{REACHED}{place}").touch()
+
+
+def reached_in(folder: Path) -> set[str]:
+    """What the workers of a round have reached."""
+    return {path.name.removeprefix(REACHED) for path in folder.glob(f"{REACHED}*")}
 
 
 def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
@@ -44,40 +75,86 @@ def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
 
 def _version_check_left_out() -> None:
     """A wallet is written as it was read, whatever has become of it meanwhile."""
+    update = locked.update_rows
 
-    def write_wallets(connection: Connection, work: Any, table: Any, kind: str) -> None:
-        owner, currency, *_ = table.c
-        columns = (table.c.version, table.c.updated_at, *(table.c[bucket] for bucket in store.BUCKETS[table]))
-        for (owner_id, code), wallet in work.wallets.items():
-            if owner_id.startswith(kind) and wallet.version != wallet.seen:
-                values = wallet.version, wallet.updated_at, *(wallet.balances[each] for each in store.BUCKETS[table])
-                key = owner_id.removeprefix(kind), code
-                if wallet.seen:
-                    update_rows(connection, (owner, currency), columns, [(*key, *values)])
-                else:
-                    created = table.c.created_at
-                    insert_rows(connection, (owner, currency, created, *columns), [(*key, wallet.created_at, *values)])
+    def without_version(connection: Connection, key: Any, columns: Any, rows: Sequence[Any]) -> int:
+        if key[-1].key != "version":
+            return update(connection, key, columns, rows)
+        owner, currency, version = key
+        for owner_id, code, seen, *_ in rows:
+            wallet = select(version).where(owner == owner_id, currency == code).with_for_update()
+            if connection.scalar(wallet) != seen:
+                reached()
+        return update(connection, (owner, currency), columns, [(*row[:2], *row[3:]) for row in rows])
 
-    _replace(store, "_write_wallets", write_wallets)
+    _replace(locked, "update_rows", without_version)
 
 
 def _status_check_left_out() -> None:
-    """An escrow item may be ended again."""
-    _without_status_in_sql()
-    held = rules._held
+    """An escrow item may be ended again, by the statement and by whoever reads first."""
+    refusal, guard = Held.refusal, Held.guard
 
-    def any_item(request: Any, state: Any) -> Any:
-        if state.item is not None and state.item.status is not EscrowStatus.HELD:
-            ended = {"status": EscrowStatus.HELD, "settled_amount": 0, "refunded_amount": 0, "processed_at": None}
-            state = state._replace(item=type(state.item)(**vars(state.item) | ended | {"model_id": None}))
-        return held(request, state)
+    def any_item(self: Held, state: State) -> WalletError | None:
+        found = refusal(self, state)
+        if isinstance(found, EscrowAlreadyProcessedError):
+            reached("where it is read")
+            return None
+        return found
 
-    _replace(rules, "_held", any_item)
+    def any_status(self: Held) -> Guard:
+        whole = guard(self)
+        return replace(whole, condition=whole.condition.replace(" = 'held'", " <> ''"))
+
+    _replace(Held, "refusal", any_item)
+    _replace(Held, "guard", any_status)
+    _look_behind_the_statement(
+        "SELECT count(*) > 1 FROM ledger_transactions WHERE operation <> 'hold' AND escrow_id = :escrow_id"
+    )
 
 
-def _without_status_in_sql() -> None:
-    for name, statement in list(single.STATEMENTS.items()):
-        single.STATEMENTS[name] = Statement(name, statement.sql.replace(" AND status = 'held'", ""))
+def _claim_not_checked() -> None:
+    """What was deposited is deposited again by any other key."""
+
+    def unchecked(connection: Connection, columns: Any, rows: Sequence[Any]) -> None:
+        if columns[0].table is not DEPOSIT_CLAIMS:
+            insert(connection, columns, rows)
+            return
+        names = [column.name for column in columns]
+        values = ", ".join(f":{name}" for name in names)
+        for row in rows:
+            claim = text(f"INSERT INTO deposit_claims ({', '.join(names)}) VALUES ({values}) ON CONFLICT DO NOTHING")
+            if not connection.execute(claim, dict(zip(names, row, strict=True))).rowcount:
+                reached("where it is read")
+
+    def any_claim(row: composer.RowShape, *args: Any) -> str:
+        anyhow = "ON CONFLICT (source, reference) DO UPDATE SET source = excluded.source"
+        made = making(row, *args)
+        return made.replace("ON CONFLICT DO NOTHING", anyhow) if row.table is DEPOSIT_CLAIMS else made
+
+    insert, making = locked.insert_rows, composer._making
+    _replace(locked, "insert_rows", unchecked)
+    _replace(composer, "_making", any_claim)
+    _replace(Unclaimed, "refusal", lambda self, state: None)
+    _replace(Unclaimed, "answered_by", lambda self, state: None)
+    _look_behind_the_statement(
+        "SELECT count(*) > 1 FROM ledger_transactions WHERE operation = 'deposit' AND details ="
+        " (SELECT details FROM ledger_transactions WHERE transaction_id = :transaction_id)"
+    )
+
+
+def _look_behind_the_statement(done_again: str) -> None:
+    """Tell where one statement has done what had been done before."""
+    attempt = executor.Executor._attempt_at_once
+
+    def look(self: executor.Executor, task: executor.Task, *args: Any) -> Any:
+        [transaction] = attempt(self, task, *args)
+        ids = {"transaction_id": transaction.transaction_id, "escrow_id": transaction.escrow_id}
+        with suppress(SQLAlchemyError), self._database.engine.connect() as connection:
+            if not task.replayed(transaction) and connection.scalar(text(done_again), ids):
+                reached("in one statement")
+        return [transaction]
+
+    _replace(executor.Executor, "_attempt_at_once", look)
 
 
 def _commit_before_the_entries() -> None:
@@ -88,6 +165,7 @@ def _commit_before_the_entries() -> None:
     def commit_first(self: LedgerService, connection: Connection, transactions: Any) -> None:
         driver: Any = connection.connection.dbapi_connection
         driver.commit()
+        reached()
         record(self, connection, transactions)
 
     _replace(LedgerService, "record", commit_first)
@@ -97,20 +175,21 @@ def _key_claimed_first() -> None:
     """A key is noted before the work, in a transaction of its own, and a failure burns it."""
     one = executor.Executor.one
 
-    def claim(self: executor.Executor, request: Any, *args: Any, session: Any) -> Any:
-        operation, _ = executor.OPERATIONS[type(request)]
-        key = {"key": f"{request.user_id} {operation} {request.idempotency_key}"}
+    def claim(self: executor.Executor, operation: Any, asked: executor.Permitted, *, session: Any) -> Any:
+        request = asked.request
+        names = {"owner": request.owner_id, "operation": operation.name, "key": request.idempotency_key}
         if session is None:
             with translated(), self._database.engine.begin() as connection:
-                claimed = connection.execute(text("INSERT INTO claimed VALUES (:key) ON CONFLICT DO NOTHING"), key)
-                names = {"owner": f"user:{request.user_id}", "operation": operation, "key": request.idempotency_key}
+                claimed = connection.execute(text(CLAIM), names)
                 if not claimed.rowcount and not connection.execute(text(RECORDED), names).first():
+                    reached()
                     raise IdempotencyConflictError(key=request.idempotency_key, fields=())
-        return one(self, request, *args, session=session)
+        return one(self, operation, asked, session=session)
 
     _replace(executor.Executor, "one", claim)
 
 
+CLAIM = "INSERT INTO claimed VALUES (:owner, :operation, :key) ON CONFLICT DO NOTHING"
 RECORDED = (
     "SELECT 1 FROM ledger_transactions WHERE owner_id = :owner AND operation = :operation AND idempotency_key = :key"
 )
@@ -119,47 +198,69 @@ RECORDED = (
 def _event_before_the_commit() -> None:
     """What may still be rolled back is announced already."""
     _statement_by_statement()
-    attempt = executor.Executor._attempt
+    attempt, announce = executor.Executor._attempt, Announcer.announce
 
-    def announce_first(self: executor.Executor, batch: Any, connection: Connection, locked: bool) -> Any:
-        outcomes = attempt(self, batch, connection, locked)
+    def announce_first(self: executor.Executor, batch: executor.Batch, *args: Any) -> Any:
+        outcomes = attempt(self, batch, *args)
         for task, outcome in zip(batch.tasks, outcomes, strict=True):
-            if self._events and not isinstance(outcome, Exception) and not task.replayed(outcome):
-                self._events.publish(event_of(outcome))
+            if not isinstance(outcome, WalletError) and not task.replayed(outcome):
+                reached()
+                announce(self._announcer, Record(outcome))
         return outcomes
 
     _replace(executor.Executor, "_attempt", announce_first)
-    _replace(executor.Executor, "_publish", lambda *args: None)
+    _replace(Announcer, "announce", lambda *args: None)
 
 
 def _failed_commit_believed() -> None:
     """A retry takes what the attempt before it has decided for done, without a look."""
     _statement_by_statement()
-    _replace(executor.Task, "is_done", lambda task, work: True)
+    is_done = executor.Task.is_done
+
+    def believed(task: executor.Task, work: Any) -> bool:
+        if not is_done(task, work):
+            reached()
+        return True
+
+    _replace(executor.Task, "is_done", believed)
 
 
-def _model_credited_twice_on_retry() -> None:
-    """A retry gives the model its points once more."""
+def _credited_twice_on_retry(operation: str, again: str) -> None:
+    """A retry gives the one who takes the points once more."""
     attempt = executor.Executor._attempt
 
-    def credit_again(self: executor.Executor, batch: Any, connection: Connection, locked: bool) -> Any:
-        outcomes = attempt(self, batch, connection, locked)
-        if locked and batch.outcomes is outcomes:
-            for task in batch.tasks:
-                if task.keys.operation == "settle":
-                    again = "UPDATE model_wallets SET earned = earned + :amount WHERE model_id = :model"
-                    values = {"amount": task.request.amount, "model": task.request.model_id}
-                    connection.execute(text(again), values)
+    def credit_again(self: executor.Executor, batch: executor.Batch, connection: Connection, lock: bool) -> Any:
+        outcomes = attempt(self, batch, connection, lock)
+        for task in batch.tasks if lock and batch.outcomes is outcomes else ():
+            if task.key[1] == operation and connection.execute(text(again), vars(task.request)).rowcount:
+                reached()
         return outcomes
 
     _replace(executor.Executor, "_attempt", credit_again)
 
 
+def _model_credited_twice_on_retry() -> None:
+    """The model, of a settlement."""
+    again = "UPDATE model_wallets SET earned = earned + :amount WHERE owner_id = 'model:' || :model_id"
+    _credited_twice_on_retry("settle", again)
+
+
+def _taker_credited_twice_on_retry() -> None:
+    """The taker, of a transfer."""
+    again = "UPDATE user_wallets SET available = available + :amount WHERE owner_id = 'user:' || :recipient_id"
+    _credited_twice_on_retry("transfer", again)
+
+
 def _token_not_verified() -> None:
     """Any token will do, if it can be read."""
+    verify = AuthorizationVerifier.verify
 
-    def read(self: Any, authorization: Any, kind: Any, action: Any) -> str:
-        return str(jwt.decode(authorization.token, options={"verify_signature": False})["jti"])
+    def read(self: AuthorizationVerifier, authorization: Any, kind: Any, action: Any) -> str:
+        try:
+            return verify(self, authorization, kind, action)
+        except InvalidAuthorizationError:
+            reached()
+            return str(jwt.decode(authorization.token, options={"verify_signature": False})["jti"])
 
     _replace(AuthorizationVerifier, "verify", read)
 
@@ -172,6 +273,7 @@ def _failure_told_as_refusal() -> None:
         try:
             return hold(self, request, **options)
         except StorageUnavailableError as error:
+            reached()
             raise InsufficientBalanceError(required=request.amount, available=0) from error
 
     _replace(WalletService, "hold_in_escrow", refuse)
@@ -187,6 +289,8 @@ def _balance_from_memory() -> None:
         if balance is None or time.monotonic() - at > 1:
             balance = get(self, user_id, currency)
             kept[user_id] = time.monotonic(), balance
+        else:
+            reached()
         return balance
 
     _replace(WalletService, "get_user_balance", get_kept)
@@ -203,16 +307,22 @@ def _statement_by_statement() -> None:
     _replace(executor.Executor, "__init__", without_single)
 
 
+BOTH_WAYS = ("in one statement", "where it is read")
 BUGS = {
     "version check left out": Bug(
         _version_check_left_out, ("ALTER TABLE ledger_entries DROP CONSTRAINT ledger_entries_version",)
     ),
-    "status check left out": Bug(_status_check_left_out),
+    "status check left out": Bug(_status_check_left_out, places=BOTH_WAYS),
+    "deposit claim not checked": Bug(_claim_not_checked, places=BOTH_WAYS),
     "commit before the entries": Bug(_commit_before_the_entries),
-    "key claimed first": Bug(_key_claimed_first, ("CREATE TABLE claimed (key text PRIMARY KEY)",)),
+    "key claimed first": Bug(
+        _key_claimed_first,
+        ("CREATE TABLE claimed (owner text, operation text, key text, PRIMARY KEY (owner, operation, key))",),
+    ),
     "event before the commit": Bug(_event_before_the_commit),
     "failed commit believed": Bug(_failed_commit_believed),
     "model credited twice on retry": Bug(_model_credited_twice_on_retry),
+    "taker credited twice on retry": Bug(_taker_credited_twice_on_retry),
     "token not verified": Bug(_token_not_verified),
     "failure told as a refusal": Bug(_failure_told_as_refusal),
     "balance from memory": Bug(_balance_from_memory),

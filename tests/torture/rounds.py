@@ -23,7 +23,7 @@ from .history import calls_of
 from .journal import CALM, STOP, clock, lines
 from .judge import Finding
 from .moments import Acknowledged, Moments
-from .planted import BUGS
+from .planted import BUGS, reached_in
 from .servers import PostgreSQL, SQLite
 from .worker import Round
 
@@ -40,10 +40,11 @@ processes.set_forkserver_preload(["torture.worker", "torture.proxy", "torture.pl
 
 @dataclass
 class Result:
-    """What a round has counted and found."""
+    """What a round has counted and found; ``reached`` are the places of a planted bug that its workers came to."""
 
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
+    reached: set[str] = field(default_factory=set)
     recovery: float = 0.0
     seconds: float = 0.0
 
@@ -127,6 +128,7 @@ def play(
                 running.kill()
         calls = [call for client in round_.everybody() for call in calls_of(client, lines(folder, client))]
         result.counts += count(round_, calls)
+        result.reached = reached_in(folder)
         with Database(url) as database:
             result.findings += conclude(database, calls, seed, result.counts)
     result.seconds = clock() - began

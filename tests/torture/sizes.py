@@ -9,18 +9,19 @@ import io
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from points_platform.cli.main import main
 from points_platform.core import WalletError
 from points_platform.core.values import check_identifier, check_metadata, check_reason, decode_cursor
-from points_platform.ledger.transfer import _checked
+from points_platform.ledger.files import _checked
 
-from .tokens import ACTIONS, Mint
+from .tokens import Mint, verify
 
 Refuse = Callable[[Any], object]
+MINT = Mint(Random(1))
 ROUNDS = 5
 FACTOR = 4
 
@@ -35,17 +36,8 @@ class Growth:
     factor: float
 
 
-def _mint() -> tuple[Mint, Any]:
-    mint = Mint(Random(1))
-    return mint, mint.genuine[0]
-
-
 def _verify(text: str) -> object:
-    mint, genuine = MINT
-    return mint.verifier.verify(replace(genuine.authorization, token=text), genuine.kind, ACTIONS[genuine.kind])
-
-
-MINT = _mint()
+    return verify(MINT, MINT.genuine[0], text)
 
 
 def _metadata(value: object) -> object:

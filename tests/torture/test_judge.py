@@ -11,18 +11,16 @@ import pytest
 
 from points_platform.core import Database
 from points_platform.events import EVENT_TYPES, EventBus
-from points_platform.ledger import LedgerService
-from points_platform.queue import QueueAuthorizer
-from points_platform.wallets import WalletService
 from support.world import World
 
 from .bursts import histories
-from .client import KEY, PAGE, Client, next_number, note, unfinished
+from .client import PAGE, Client, next_number, note, unfinished, wallets_on
 from .history import Call, Ledger, calls_of, key_of, without_flag
 from .journal import CALM, Journal, Line, clock, lines
 from .judge import Judge, unacknowledged
 from .linearizability import explain
 from .moments import Acknowledged, Moments
+from .operations import OPERATIONS
 from .plan import Plan
 from .timelines import Evidence
 from .worker import Round
@@ -41,22 +39,21 @@ def story(database: Database, tmp_path: Path) -> Story:
     bus = EventBus()
     for event_type in EVENT_TYPES:
         bus.subscribe(event_type, note)
-    wallets = WalletService(LedgerService(database), authorizer=QueueAuthorizer(KEY), events=bus)
     plan = Plan(SEED, CLIENTS)
-    clients = [Client(name, plan, Journal(tmp_path, name), database, wallets, 0) for name in CLIENTS]
+    clients = [client(name, database, tmp_path, events=bus) for name in CLIENTS]
     streams = [plan.stream(name) for name in CLIENTS]
     for number in range(STEPS):
-        for client, stream in zip(clients, streams, strict=True):
-            client.carry_out(next(stream))
-            for step in plan.burst(client.name, number // 10 + 1)[number % 10 : number % 10 + 1]:
-                client.carry_out(step)
-    return told(database, tmp_path)
+        for each, stream in zip(clients, streams, strict=True):
+            each.carry_out(next(stream))
+            for step in plan.burst(each.name, number // 10 + 1)[number % 10 : number % 10 + 1]:
+                each.carry_out(step)
+    return [call for name in CLIENTS for call in calls_of(name, lines(tmp_path, name))], Ledger.of(database)
 
 
-def told(database: Database, folder: Path) -> Story:
-    calls = [call for name in CLIENTS for call in calls_of(name, lines(folder, name))]
-    with database.snapshot() as connection:
-        return calls, Ledger.read(connection)
+def client(name: str, database: Database, folder: Path, incarnation: int = 0, **options: Any) -> Client:
+    """A client of the story, in one of its lives."""
+    wallets = wallets_on(database, **options)
+    return Client(name, Plan(SEED, CLIENTS), Journal(folder, name), database, wallets, incarnation)
 
 
 def checks(calls: list[Call], ledger: Ledger) -> set[str]:
@@ -67,6 +64,7 @@ def test_a_true_story_has_nothing_against_it(story: Story, database: Database) -
     calls, ledger = story
     assert list(Judge(calls, ledger).findings()) == []
     assert {call.form for call in calls} == {"one", "many", "session", "read"}
+    assert {transaction["operation"] for transaction in ledger.transactions.values()} == set(OPERATIONS)
     found = histories(calls)
     assert found
     assert all(explain(history) is None for history in found.values())
@@ -106,10 +104,21 @@ def read(calls: list[Call]) -> tuple[Call, Line]:
     )
 
 
-def lose(calls: list[Call], ledger: Ledger) -> None:
-    _, outcome = success(calls)
-    lost = ledger.transactions.pop(outcome["transaction_id"])
-    del ledger.by_key[lost["owner_id"], lost["operation"], lost["idempotency_key"]]
+def lose(operation: str) -> Lie:
+    """An operation was told as done, and the ledger knows nothing of it."""
+
+    def lie(calls: list[Call], ledger: Ledger) -> None:
+        _, outcome = success(calls, operation)
+        lost = ledger.transactions.pop(outcome["transaction_id"])
+        del ledger.by_key[lost["owner_id"], lost["operation"], lost["idempotency_key"]]
+
+    lie.__name__ = f"lose_a_{operation}"
+    return lie
+
+
+def done(calls: list[Call], ledger: Ledger, operation: str) -> Line:
+    """The transaction of a single call."""
+    return ledger.transactions[success(calls, operation)[1]["transaction_id"]]
 
 
 def misstate(calls: list[Call], ledger: Ledger) -> None:
@@ -124,38 +133,185 @@ def invent(calls: list[Call], ledger: Ledger) -> None:
     ledger.transactions[success(calls)[1]["transaction_id"]]["request_id"] = "nobody"
 
 
-def move_more(calls: list[Call], ledger: Ledger) -> None:
-    ledger.transactions[success(calls)[1]["transaction_id"]]["entries"][0]["amount"] += 1
+def move_more(operation: str) -> Lie:
+    """One point more than was asked for, also where none was."""
+
+    def lie(calls: list[Call], ledger: Ledger) -> None:
+        done(calls, ledger, operation)["entries"][0]["amount"] += 1
+
+    lie.__name__ = f"move_more_in_a_{operation}"
+    return lie
 
 
-def move_to_another(calls: list[Call], ledger: Ledger) -> None:
-    for entry in ledger.transactions[success(calls, "settle")[1]["transaction_id"]]["entries"]:
-        entry["account_id"] = entry["account_id"].replace("model:", "model:thief-")
+def move_to_another(operation: str) -> Lie:
+    """Somebody else has the points, or is touched."""
+
+    def lie(calls: list[Call], ledger: Ledger) -> None:
+        entry = max(done(calls, ledger, operation)["entries"], key=lambda entry: entry["amount"])
+        entry["account_id"] += "-thief"
+
+    lie.__name__ = f"move_to_another_in_a_{operation}"
+    return lie
 
 
-def move_twice(calls: list[Call], ledger: Ledger) -> None:
-    entries = ledger.transactions[success(calls)[1]["transaction_id"]]["entries"]
-    entries.append(entries[0])
+def move_twice(operation: str) -> Lie:
+    """The one who takes is given it twice."""
+
+    def lie(calls: list[Call], ledger: Ledger) -> None:
+        entries = done(calls, ledger, operation)["entries"]
+        entries.append(max(entries, key=lambda entry: entry["amount"]))
+
+    lie.__name__ = f"move_twice_in_a_{operation}"
+    return lie
 
 
-def record(name: str) -> Lie:
+def move_nothing(operation: str) -> Lie:
+    """It is there, and without effect."""
+
+    def lie(calls: list[Call], ledger: Ledger) -> None:
+        done(calls, ledger, operation)["entries"].clear()
+
+    lie.__name__ = f"move_nothing_in_a_{operation}"
+    return lie
+
+
+def move_on_one_side(name: str, sign: int) -> Lie:
+    """Only the one who pays, or only the one who takes, sees a transfer."""
+
+    def lie(calls: list[Call], ledger: Ledger) -> None:
+        entries = done(calls, ledger, "transfer")["entries"]
+        entries[:] = [entry for entry in entries if entry["amount"] * sign > 0]
+
+    lie.__name__ = f"show_a_transfer_to_the_{name}_only"
+    return lie
+
+
+def record(name: str, operation: str = "settle") -> Lie:
     """The ledger has another value there than was asked for."""
 
     def lie(calls: list[Call], ledger: Ledger) -> None:
-        ledger.transactions[success(calls, "settle")[1]["transaction_id"]][name] = "another"
+        done(calls, ledger, operation)[name] = "another"
 
     lie.__name__ = f"record_another_{name}"
     return lie
 
 
-def announce(name: str) -> Lie:
+def record_detail(operation: str, name: str) -> Lie:
+    """The same of what stands beside the header."""
+
+    def lie(calls: list[Call], ledger: Ledger) -> None:
+        done(calls, ledger, operation)["details"][name] = "another"
+
+    lie.__name__ = f"record_another_{name}"
+    return lie
+
+
+def announce(name: str, operation: str = "settle") -> Lie:
     """The event has another value there."""
 
     def lie(calls: list[Call], ledger: Ledger) -> None:
-        success(calls, "settle")[0].events[0][name] = "another"
+        success(calls, operation)[0].events[0][name] = "another"
 
-    lie.__name__ = f"announce_another_{name}"
+    lie.__name__ = f"announce_another_{name}_of_a_{operation}"
     return lie
+
+
+def claim_of(calls: list[Call], ledger: Ledger) -> Line:
+    """The claim of a deposit that was told as new."""
+    return next(claim for claim in ledger.claims.values() if claim["transaction_id"] == deposited(calls))
+
+
+def deposited(calls: list[Call]) -> str:
+    return str(success(calls, "deposit")[1]["transaction_id"])
+
+
+def repeated_deposit(calls: list[Call], ledger: Ledger) -> tuple[Line, Line]:
+    """What was answered with the deposit that another key has made."""
+    return next(
+        (part, outcome)
+        for call in calls
+        if call.form == "one"
+        for part, outcome in call.successes()
+        if part["operation"] == "deposit" and key_of(part) not in ledger.by_key
+    )
+
+
+def refused_transfer(calls: list[Call]) -> Line:
+    """What was said of a taker who has no room."""
+    return next(
+        outcome
+        for call in calls
+        for part, outcome in call.outcomes()
+        if call.form == "one" and part["operation"] == "transfer" and outcome.get("code") == "balance_limit"
+    )
+
+
+def lose_a_claim(calls: list[Call], ledger: Ledger) -> None:
+    claim = claim_of(calls, ledger)
+    del ledger.claims[claim["source"], claim["reference"]]
+
+
+def claim_what_nobody_deposited(calls: list[Call], ledger: Ledger) -> None:
+    ledger.claims["bank", "another"] = claim_of(calls, ledger) | {"transaction_id": "nobody's", "reference": "another"}
+
+
+def claim_under_two_references(calls: list[Call], ledger: Ledger) -> None:
+    ledger.claims["bank", "another"] = claim_of(calls, ledger) | {"reference": "another"}
+
+
+def claim_otherwise(name: str, value: Any) -> Lie:
+    """A claim says something else than its deposit."""
+
+    def lie(calls: list[Call], ledger: Ledger) -> None:
+        claim_of(calls, ledger)[name] = value
+
+    lie.__name__ = f"claim_another_{name}"
+    return lie
+
+
+def credit_a_deposit_twice(calls: list[Call], ledger: Ledger) -> None:
+    """A second key has a deposit of its own for what was deposited before."""
+    part, outcome = repeated_deposit(calls, ledger)
+    again = copy.deepcopy(ledger.transactions[outcome["transaction_id"]])
+    again |= {"transaction_id": "again", "idempotency_key": part["key"]}
+    ledger.transactions["again"] = ledger.by_key[key_of(part)] = again
+
+
+def tell_a_repeated_deposit_as_new(calls: list[Call], ledger: Ledger) -> None:
+    repeated_deposit(calls, ledger)[1]["replayed"] = False
+
+
+def tell_another_balance_of_a_repeated_deposit(calls: list[Call], ledger: Ledger) -> None:
+    repeated_deposit(calls, ledger)[1]["new_available_balance"] += 1
+
+
+def repeat_a_deposit_of_another_amount(calls: list[Call], ledger: Ledger) -> None:
+    repeated_deposit(calls, ledger)[0]["request"]["amount"] += 1
+
+
+def repeat_a_deposit_of_another_user(calls: list[Call], ledger: Ledger) -> None:
+    repeated_deposit(calls, ledger)[0]["request"]["user_id"] = "another"
+
+
+def refuse_a_deposit_that_nobody_claims(calls: list[Call], ledger: Ledger) -> None:
+    details = refusal(calls, "deposit_conflict")[1]["details"]
+    del ledger.claims[details["source"], details["reference"]]
+
+
+def refuse_a_deposit_before_it_was_claimed(calls: list[Call], ledger: Ledger) -> None:
+    call, _ = refusal(calls, "deposit_conflict")
+    assert call.answer is not None
+    call.asked["at"] = call.answer["at"] = 0.0
+
+
+def tell_the_takers_balance(calls: list[Call], ledger: Ledger) -> None:
+    refused_transfer(calls)["details"]["balance"] = 10**9
+
+
+def refuse_a_taker_who_has_room(calls: list[Call], ledger: Ledger) -> None:
+    for states in ledger.states.values():
+        for state in states:
+            state |= {"available": min(state["available"], 10**9), "escrow": min(state["escrow"], 10**9)}
 
 
 def refuse(code: str, name: str, value: Any) -> Lie:
@@ -458,13 +614,40 @@ def answer_before_asking(calls: list[Call], ledger: Ledger) -> None:
 
 
 LIES: dict[Lie, str] = {
-    lose: "answers are in the ledger",
+    **{lose(operation): "answers are in the ledger" for operation in OPERATIONS},
     misstate: "answers are in the ledger",
     claim_a_replay: "answers are in the ledger",
     invent: "effects were asked for",
-    move_more: "effects were asked for",
-    move_to_another: "effects were asked for",
-    move_twice: "effects were asked for",
+    **{
+        wrong(operation): "effects were asked for"
+        for wrong in (move_more, move_to_another, move_twice, move_nothing)
+        for operation in OPERATIONS
+    },
+    move_on_one_side("payer", -1): "effects were asked for",
+    move_on_one_side("taker", +1): "effects were asked for",
+    record_detail("spend", "order_id"): "effects were asked for",
+    record_detail("deposit", "source"): "effects were asked for",
+    record_detail("deposit", "reference"): "claims",
+    record_detail("credit", "order_id"): "effects were asked for",
+    lose_a_claim: "claims",
+    claim_what_nobody_deposited: "claims",
+    claim_under_two_references: "claims",
+    claim_otherwise("owner_id", "user:another"): "claims",
+    claim_otherwise("amount", 10**9): "claims",
+    claim_otherwise("currency", "gold"): "claims",
+    claim_otherwise("reference", "another"): "claims",
+    credit_a_deposit_twice: "claims",
+    tell_a_repeated_deposit_as_new: "answers are in the ledger",
+    tell_another_balance_of_a_repeated_deposit: "answers are in the ledger",
+    repeat_a_deposit_of_another_amount: "answers are in the ledger",
+    repeat_a_deposit_of_another_user: "answers are in the ledger",
+    refuse_a_deposit_that_nobody_claims: "refusals are true",
+    refuse_a_deposit_before_it_was_claimed: "refusals are true",
+    refuse("deposit_conflict", "fields", ["currency"]): "refusals are true",
+    refuse("deposit_conflict", "fields", []): "refusals are true",
+    refuse("deposit_conflict", "reference", "another"): "refusals are true",
+    tell_the_takers_balance: "refusals are true",
+    refuse_a_taker_who_has_room: "refusals are true",
     **{
         record(name): "effects were asked for"
         for name in ("reason", "currency", "queue_item_id", "feature_type", "model_id", "escrow_id", "authorization_id")
@@ -493,6 +676,16 @@ LIES: dict[Lie, str] = {
     **{
         announce(name): "events"
         for name in ("user_id", "model_id", "authorization_id", "event_type", "settled_amount", "metadata_json")
+    },
+    **{
+        announce(name, operation): "events"
+        for operation, names in {
+            "spend": ("order_id", "amount", "new_available_balance"),
+            "transfer": ("user_id", "recipient_id", "amount", "previous_balance"),
+            "open": ("owner", "user_id"),
+            "deposit": ("user_id", "amount", "source", "reference"),
+        }.items()
+        for name in names
     },
     leave_out_an_answer: "documented errors",
     carry_out_half: "all or nothing",
@@ -550,7 +743,7 @@ def test_points_from_nowhere_are_seen_at_a_moment(world: World) -> None:
     found = moments.look(set())
     with world.database.engine.begin() as connection:
         connection.exec_driver_sql(change.format(-1))
-    assert found[0] == "the wallets have 101 points, credited were 100"
+    assert found[0] == "the wallets have 101 points, credited and not spent were 100"
     assert found[1] == "recount: invariant 2: wallet and ledger differ"
     assert "user_wallet_differs" in found[2]
 
@@ -594,16 +787,14 @@ def test_a_torn_line_is_not_read_and_the_stream_goes_on_behind_it(tmp_path: Path
 
 
 def test_a_client_recovers_what_it_had_sent_before_its_death(database: Database, tmp_path: Path) -> None:
-    wallets = WalletService(LedgerService(database), authorizer=QueueAuthorizer(KEY))
-    plan = Plan(SEED, CLIENTS)
-    steps = plan.stream("0.0")
-    client = Client("0.0", plan, Journal(tmp_path, "0.0"), database, wallets, 0)
+    steps = Plan(SEED, CLIENTS).stream("0.0")
+    first_life = client("0.0", database, tmp_path)
     for _ in range(15):
-        client.carry_out(next(steps))
+        first_life.carry_out(next(steps))
     first = next(
         call for call in calls_of("0.0", lines(tmp_path, "0.0")) if call.form == "one" and any(call.successes())
     )
-    Client("0.0", plan, Journal(tmp_path, "0.0"), database, wallets, 1).recover(first.asked)
+    client("0.0", database, tmp_path, 1).recover(first.asked)
     *_, last = calls_of("0.0", lines(tmp_path, "0.0"))
     assert last.asked["resent"]
     assert last.name != first.name
@@ -613,24 +804,22 @@ def test_a_client_recovers_what_it_had_sent_before_its_death(database: Database,
 
 
 def test_only_what_is_new_is_progress(database: Database, tmp_path: Path) -> None:
-    wallets = WalletService(LedgerService(database), authorizer=QueueAuthorizer(KEY))
     clients = (CLIENTS,)
     round_ = Round(folder=tmp_path, url="", proxy=None, seed=SEED, clients=clients, isolation_level=None, began=clock())
-    plan = round_.plan()
-    client = Client("0.0", plan, Journal(tmp_path, "0.0"), database, wallets, 0)
-    steps = plan.stream("0.0")
+    only = client("0.0", database, tmp_path)
+    steps = round_.plan().stream("0.0")
     credit = next(step for step in steps if step.kind == "one" and step.intents[0].operation == "credit")
     read = next(step for step in steps if step.kind == "read" and step.intents[0].hold is None)
-    client.carry_out(credit)
-    round_.note_recovery(client)
+    only.carry_out(credit)
+    round_.note_recovery(only)
     assert round_.waiting() == list(CLIENTS)
     (tmp_path / CALM).write_text(str(clock()))
-    client.carry_out(replace(credit, resent=True))
-    client.carry_out(read)
-    round_.note_recovery(client)
+    only.carry_out(replace(credit, resent=True))
+    only.carry_out(read)
+    round_.note_recovery(only)
     assert round_.waiting() == list(CLIENTS), "neither a replay nor a read is progress"
-    client.carry_out(next(step for step in steps if step.kind == "one" and step.intents[0].operation == "credit"))
-    round_.note_recovery(client)
+    only.carry_out(next(step for step in steps if step.kind == "one" and step.intents[0].operation == "credit"))
+    round_.note_recovery(only)
     assert round_.waiting() == ["1.0"]
 
 

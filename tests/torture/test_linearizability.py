@@ -16,37 +16,31 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from points_platform.core import OptimisticLockError, WalletError
-from points_platform.wallets import (
-    EscrowHoldRequest,
-    EscrowPartialSettleRequest,
-    EscrowRefundRequest,
-    EscrowSettleRequest,
-    UserCreditRequest,
-)
-from support.reference import EMPTY, STATUS, Fields, Reference, Refused
+from support.reference import EMPTY, STATUS, Fields, Reference, Refused, claim_of, owner_of
 from support.world import World
 from torture.linearizability import ITEM, MADE, READS, Call, Part, Undecided, explain
+from torture.operations import OPERATIONS, request_of
 
-REQUESTS: dict[str, Any] = {
-    "credit": UserCreditRequest,
-    "hold": EscrowHoldRequest,
-    "settle": EscrowSettleRequest,
-    "refund": EscrowRefundRequest,
-    "partial_settle": EscrowPartialSettleRequest,
-}
+TAKER = "zoe"  # who does nothing but take what is transferred
 LOCKED = {"code": "optimistic_lock", "details": {"attempts": 4}}
 
 
 def request(operation: str, key: str, user_id: str = "ana", **changes: Any) -> Any:
     """A request of which only what is said matters. Amounts are tens, so that no sum is off by one."""
-    given = {"idempotency_key": key, "request_id": key, "user_id": user_id, "reason": "because", **changes}
-    if operation != "credit":
-        given.setdefault("queue_item_id", "queue-1")
-    if operation == "hold":
-        given["feature_type"] = "song"
-    if operation in ("settle", "partial_settle"):
-        given.setdefault("model_id", "luna")
-    return REQUESTS[operation](**given)
+    defaults = {
+        "idempotency_key": key,
+        "request_id": key,
+        "user_id": user_id,
+        "owner": f"user:{user_id}",
+        "recipient_id": "ben" if user_id != "ben" else "ana",
+        "model_id": "luna",
+        "reason": "because",
+        "queue_item_id": "queue-1",
+        "feature_type": "song",
+        "source": "bank",
+        "reference": key,
+    }
+    return request_of(operation, defaults | changes)
 
 
 def answered(state: Reference, part: Part, made: Fields) -> Fields:
@@ -88,6 +82,7 @@ class Platform:
     lost: float = 0.1
     concurrency: float = 3.0
     reading: bool = True
+    operations: Sequence[str] = tuple(OPERATIONS)
     state: Reference = field(default_factory=Reference)
 
     def __post_init__(self) -> None:
@@ -183,9 +178,7 @@ class Platform:
             if random.random() < 0.3 and hasattr(again.request, "amount"):
                 return replace(again, request=replace(again.request, amount=again.request.amount + 10))
             return again
-        operation = random.choice(
-            ["credit", "hold", "hold", "settle", "refund", "partial_settle", "user_balance", "model_balance", "escrow"]
-        )
+        operation = random.choice(["hold", *self.operations, *READS])
         if operation in READS:
             return self.read(operation)
         user_id = random.choice(self.users)
@@ -203,7 +196,7 @@ class Platform:
     def asked(self, operation: str, user_id: str, amount: int) -> Any:
         key = f"key-{next(self.numbers)}"
         if operation not in STATUS:
-            return request(operation, key, user_id, amount=amount)
+            return request(operation, key, **{"user_id": user_id, "amount": amount, **self.about(operation, user_id)})
         escrow_id, hold = self.random.choice(self.holds[-4:])
         ends: Fields = {"user_id": hold.user_id, "escrow_id": escrow_id}
         if operation != "refund":
@@ -212,6 +205,18 @@ class Platform:
             return request(operation, key, **ends, amount=hold.amount)
         part = max(1, hold.amount // 20 * 10)
         return request(operation, key, **ends, refund_amount=part, settle_amount=max(10, hold.amount - part))
+
+    def about(self, operation: str, user_id: str) -> Fields:
+        """What else is said: who takes, whose wallet is opened; and of a deposit what others may have claimed too."""
+        random = self.random
+        if operation == "transfer":
+            return {"recipient_id": random.choice([each for each in (*self.users, TAKER) if each != user_id])}
+        if operation == "open" and random.random() < 0.5:
+            return {"owner": f"model:{random.choice(self.models)}"}
+        if operation == "deposit" and random.random() < 0.5:
+            claimed = {"reference": f"reference-{random.randrange(2)}", "user_id": random.choice(self.users[:2])}
+            return claimed | {"amount": random.choice((50, 50, 60))}
+        return {}
 
     def read(self, operation: str) -> Part:
         random = self.random
@@ -223,7 +228,7 @@ class Platform:
         return Part(operation=operation, request=asked)
 
     def read_everything(self) -> None:
-        for user_id in self.users:
+        for user_id in (*self.users, TAKER):
             self.carry_out("auditor", Part(operation="user_balance", request={"user_id": user_id}))
         for model_id in self.models:
             self.carry_out("auditor", Part(operation="model_balance", request={"model_id": model_id}))
@@ -287,13 +292,15 @@ class Faulty(Platform):
 
     def lost_update(self, before: Reference, operation: str, asked: Any) -> bool:
         """The balances are those of before, the version and the hold go on."""
+        if operation == "open":
+            return False  # changes no balance
         for owner, old in before.wallets.items():
             self.state.wallets[owner] = old | {"version": self.state.wallets[owner]["version"]}
         return True
 
     def version_skipped(self, before: Reference, operation: str, asked: Any) -> bool:
-        wallet = self.state.wallets[f"user:{asked.user_id}", "points"]
-        self.state.wallets[f"user:{asked.user_id}", "points"] = wallet | {"version": wallet["version"] + 1}
+        wallet = self.state.wallets[owner_of(asked), "points"]
+        self.state.wallets[owner_of(asked), "points"] = wallet | {"version": wallet["version"] + 1}
         return True
 
     def half(self, before: Reference, operation: str, asked: Any) -> bool:
@@ -302,6 +309,21 @@ class Faulty(Platform):
             return False
         model = f"model:{asked.model_id}", "points"
         self.state.wallets[model] = before.wallets.get(model, EMPTY)
+        return True
+
+    def one_side(self, before: Reference, operation: str, asked: Any) -> bool:
+        """The payer pays, and nobody is given anything."""
+        if operation != "transfer":
+            return False
+        taker = f"user:{asked.recipient_id}", "points"
+        self.state.wallets[taker] = before.wallets.get(taker, EMPTY)
+        return True
+
+    def untouched(self, before: Reference, operation: str, asked: Any) -> bool:
+        """A wallet is opened, and its version stays what it was."""
+        if operation != "open":
+            return False
+        self.state.wallets[asked.owner, "points"] = before.wallets.get((asked.owner, "points"), EMPTY)
         return True
 
     def twice_ended(self, before: Reference, operation: str, asked: Any) -> bool:
@@ -319,13 +341,24 @@ class Faulty(Platform):
         self.forgotten = Part(operation=operation, request=asked)
         return True
 
+    def claim_forgotten(self, before: Reference, operation: str, asked: Any) -> bool:
+        """The next to deposit the same under another key is given it as well; it is sent at the end."""
+        if operation != "deposit":
+            return False
+        self.state.claims.popitem()
+        self.forgotten = Part(operation=operation, request=replace(asked, idempotency_key="another"))
+        return True
+
     def read_everything(self) -> None:
-        if self.done and self.fault == "key_forgotten":
+        if self.done and self.fault.endswith("_forgotten"):
             self.carry_out("auditor", self.forgotten)
         super().read_everything()
 
 
-FAULTS = ("doubled", "missing", "lost_update", "version_skipped", "half", "twice_ended", "key_forgotten")
+FAULTS = (
+    *("doubled", "missing", "lost_update", "version_skipped", "half", "one_side", "untouched"),
+    *("twice_ended", "key_forgotten", "claim_forgotten"),
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -342,9 +375,9 @@ def test_a_platform_with_one_fault_is_refused(fault: str) -> None:
     assert found > 20
 
 
-def quiet(seed: int) -> tuple[list[Call], list[Call]]:
+def quiet(seed: int, **options: Any) -> tuple[list[Call], list[Call]]:
     """A history with every call answered, and those of its calls that changed something."""
-    calls = Platform(seed=seed, lost=0.0).history()
+    calls = Platform(seed=seed, lost=0.0, **options).history()
     makers = [
         call
         for call in calls
@@ -355,7 +388,8 @@ def quiet(seed: int) -> tuple[list[Call], list[Call]]:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_an_answer_that_is_off_by_one_is_refused_wherever_it_stands(seed: int) -> None:
-    calls, _ = quiet(seed)
+    # A touch changes nothing but the version, so that beside it a version may be either.
+    calls, _ = quiet(seed, operations=[each for each in OPERATIONS if each != "open"])
     random = Random(seed)
     numbers = [
         (call, place, name)
@@ -417,7 +451,7 @@ def wallets_of(calls: list[Call], user_id: str) -> list[Fields]:
         dict(part.outcome or {})
         for call in calls
         for part in call.parts
-        if part.operation == "user_balance" and part.request == {"user_id": user_id}
+        if part.operation == "user_balance" and part.request == {"user_id": user_id} and (part.outcome or {})["version"]
     ]
     return [dict(EMPTY), *sorted((dict(items) for items in {tuple(one.items()) for one in read}), key=version_of)]
 
@@ -449,17 +483,17 @@ def in_time(order: Sequence[Call]) -> bool:
 
 
 def choices_of_ids(calls: Sequence[Call]) -> Iterator[dict[int, Fields]]:
-    """What each part may have made: the ids in its answer, else those of another with its key, or ones of its own."""
+    """What each part may have made: the ids in its answer, else those of another that asks for it, or its own."""
     parts = [part for call in calls for part in call.parts if part.operation not in READS]
     seen: dict[Any, list[Fields]] = {}
     for part in parts:
         if ids := ids_in(part.outcome):
-            seen.setdefault(key_of(part), []).append(ids)
+            seen.setdefault(thing_of(part), []).append(ids)
     options: list[list[Fields]] = []
     for part in parts:
         own = {name: f"nobody's {id(part)}" for name in MADE}
         ids = ids_in(part.outcome)
-        options.append([own | ids] if ids else [own | other for other in [{}, *unique(seen.get(key_of(part), []))]])
+        options.append([own | ids] if ids else [own | other for other in [{}, *unique(seen.get(thing_of(part), []))]])
     for choice in itertools.product(*options):
         yield {id(part): ids for part, ids in zip(parts, choice, strict=True)}
 
@@ -472,8 +506,10 @@ def ids_in(outcome: Mapping[str, Any] | None) -> Fields:
     return {name: value for name, value in (outcome or {}).items() if name in MADE}
 
 
-def key_of(part: Part) -> tuple[str, str, str]:
-    return part.operation, part.request.user_id, part.request.idempotency_key
+def thing_of(part: Part) -> tuple[str, ...]:
+    """What can be there once only: what a key has made, or a claim."""
+    claim = claim_of(part.operation, part.request)
+    return claim or (part.operation, owner_of(part.request), part.request.idempotency_key)
 
 
 def plays(order: Sequence[Call], made: dict[int, Fields]) -> bool:
@@ -691,8 +727,7 @@ def holding(*calls: tuple[str, tuple[float, float | None], str, Fields | None]) 
     ]
     history = [Call(worker="z", invoked=0, returned=1, parts=tuple(opening))]
     for operation, (invoked, returned), key, outcome in calls:
-        about = {"escrow_id": "item"} if operation in STATUS else {}
-        part = Part(operation=operation, request=request(operation, key, amount=30, **about), outcome=outcome)
+        part = Part(operation=operation, request=request(operation, key, amount=30, escrow_id="item"), outcome=outcome)
         history.append(Call(worker=key, invoked=invoked, returned=returned, parts=(part,)))
     return history
 
@@ -777,6 +812,173 @@ CASES: dict[str, tuple[bool, list[Call]]] = {
 def test_keys_and_refusals(case: str) -> None:
     linearizable, calls = CASES[case]
     assert (explain(calls) is None) is linearizable
+
+
+def sending(*calls: tuple[str, tuple[float, float | None], str, Fields, Fields | None]) -> list[Call]:
+    """Ana and ben, with 100 points each, and what is sent then: operation, times, key, what it says, outcome."""
+    opening = [
+        Part(operation="credit", request=request("credit", "first", each, amount=100)) for each in ("ana", "ben")
+    ]
+    history = [Call(worker="z", invoked=0, returned=1, parts=tuple(opening))]
+    for operation, (invoked, returned), key, said, outcome in calls:
+        asked = said if operation in READS else request(operation, key, **{"amount": 30, **said})
+        part = Part(operation=operation, request=asked, outcome=outcome)
+        history.append(Call(worker=key, invoked=invoked, returned=returned, parts=(part,)))
+    return history
+
+
+ANA: Fields = {"user_id": "ana"}
+BEN: Fields = {"user_id": "ben"}
+TO_ANA: Fields = {"user_id": "ben", "recipient_id": "ana"}
+ONCE: Fields = {"reference": "r"}
+MORE: Fields = {"reference": "r", "amount": 40}
+
+
+def paid(before: int, amount: int = 30) -> Fields:
+    return {"previous_balance": before, "new_available_balance": before - amount}
+
+
+def conflict(*names: str) -> Fields:
+    return {"code": "deposit_conflict", "details": {"source": "bank", "reference": "r", "fields": names}}
+
+
+BETWEEN_WALLETS: dict[str, tuple[bool, list[Call]]] = {
+    "both sides of a transfer": (
+        True,
+        sending(
+            ("transfer", (2, 3), "a", {}, paid(100)),
+            ("user_balance", (4, 5), "b", ANA, {"available": 70, "version": 2}),
+            ("user_balance", (4, 5), "c", BEN, {"available": 130, "version": 2}),
+        ),
+    ),
+    "only the payer sees it": (
+        False,
+        sending(("transfer", (2, 3), "a", {}, paid(100)), ("user_balance", (4, 5), "b", BEN, {"available": 100})),
+    ),
+    "only the taker sees it": (
+        False,
+        sending(
+            ("transfer", (2, 9), "a", {}, paid(100)),
+            ("user_balance", (3, 4), "b", BEN, {"available": 130}),
+            ("user_balance", (5, 6), "c", ANA, {"available": 100}),
+        ),
+    ),
+    "the taker is given it twice": (
+        False,
+        sending(("transfer", (2, 3), "a", {}, paid(100)), ("user_balance", (4, 5), "b", BEN, {"available": 160})),
+    ),
+    "each pays the other": (
+        True,
+        sending(("transfer", (2, 5), "a", {}, paid(100)), ("transfer", (3, 4), "b", TO_ANA, paid(130))),
+    ),
+    "each pays the other, and neither sees it": (
+        False,
+        sending(("transfer", (2, 5), "a", {}, paid(100)), ("transfer", (3, 4), "b", TO_ANA, paid(100))),
+    ),
+    "what was given is passed on, before it was asked for": (
+        False,
+        sending(("spend", (2, 3), "a", BEN, paid(130)), ("transfer", (4, 5), "b", {}, paid(100))),
+    ),
+    "a spend without effect": (
+        False,
+        sending(("spend", (2, 3), "a", {}, paid(100)), ("spend", (4, 5), "b", {}, paid(100))),
+    ),
+    "a spend that nobody could pay": (False, sending(("spend", (2, 3), "a", {"amount": 110}, {}))),
+    "a wallet is touched": (
+        True,
+        sending(("open", (2, 3), "a", {}, {}), ("user_balance", (4, 5), "b", ANA, {"available": 100, "version": 2})),
+    ),
+    "a touch that left no version": (
+        False,
+        sending(("open", (2, 3), "a", {}, {}), ("user_balance", (4, 5), "b", ANA, {"version": 1})),
+    ),
+    "a touch that a read beside it has not seen": (
+        True,
+        sending(("open", (2, 5), "a", {}, {}), ("user_balance", (3, 4), "b", ANA, {"version": 1})),
+    ),
+    "the same is deposited under two keys": (
+        True,
+        sending(("deposit", (2, 3), "a", ONCE, MADE_FIRST), ("deposit", (4, 5), "b", ONCE, MADE_BEFORE)),
+    ),
+    "the same is credited under two keys": (
+        False,
+        sending(
+            ("deposit", (2, 3), "a", ONCE, MADE_FIRST),
+            ("deposit", (4, 5), "b", ONCE, {"transaction_id": "u", "replayed": False}),
+        ),
+    ),
+    "a replay of a deposit is told as new": (
+        False,
+        sending(("deposit", (2, 3), "a", ONCE, MADE_FIRST), ("deposit", (4, 5), "b", ONCE, MADE_FIRST)),
+    ),
+    "the earlier deposit repeats the later": (
+        False,
+        sending(("deposit", (2, 3), "a", ONCE, MADE_BEFORE), ("deposit", (4, 5), "b", ONCE, MADE_FIRST)),
+    ),
+    "an unanswered deposit made what is repeated under another key": (
+        True,
+        sending(("deposit", (2, None), "a", ONCE, None), ("deposit", (4, 5), "b", ONCE, MADE_BEFORE)),
+    ),
+    "an unanswered deposit made nothing, since another was told that it did": (
+        False,
+        sending(
+            ("deposit", (2, None), "a", ONCE, None),
+            ("deposit", (4, 5), "b", ONCE, MADE_FIRST),
+            ("user_balance", (6, 7), "c", ANA, {"available": 160}),
+        ),
+    ),
+    "more is deposited than was claimed": (
+        False,
+        sending(("deposit", (2, 3), "a", ONCE, MADE_FIRST), ("deposit", (4, 5), "b", MORE, MADE_BEFORE)),
+    ),
+    "more than was claimed is refused": (
+        True,
+        sending(("deposit", (2, 3), "a", ONCE, MADE_FIRST), ("deposit", (4, 5), "b", MORE, conflict("amount"))),
+    ),
+    "of two that claim different amounts the first is refused": (
+        False,
+        sending(("deposit", (2, 3), "a", ONCE, conflict("amount")), ("deposit", (4, 5), "b", MORE, MADE_FIRST)),
+    ),
+    "a claim of somebody else's is refused": (
+        True,
+        sending(
+            ("deposit", (2, 3), "a", ONCE, MADE_FIRST),
+            ("deposit", (4, 5), "b", MORE | BEN, conflict("user_id", "amount")),
+        ),
+    ),
+    "a claim is refused for what does not differ": (
+        False,
+        sending(("deposit", (2, 3), "a", ONCE, MADE_FIRST), ("deposit", (4, 5), "b", MORE, conflict("user_id"))),
+    ),
+    "the key of a repeated deposit is free": (
+        True,
+        sending(
+            ("deposit", (2, 3), "a", ONCE, MADE_FIRST),
+            ("deposit", (4, 5), "b", ONCE, MADE_BEFORE),
+            ("deposit", (6, 7), "b", {"reference": "s"}, {"transaction_id": "u", "replayed": False}),
+        ),
+    ),
+    "a used key is looked at before the claim": (
+        True,
+        sending(
+            ("deposit", (2, 3), "a", ONCE, MADE_FIRST),
+            (
+                "deposit",
+                (4, 5),
+                "a",
+                MORE,
+                {"code": "idempotency_conflict", "details": {"key": "a", "fields": ("amount",)}},
+            ),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BETWEEN_WALLETS)
+def test_transfers_touches_and_claims(case: str) -> None:
+    linearizable, calls = BETWEEN_WALLETS[case]
+    assert (explain(calls) is None) is linearizable
+    assert permutation_exists(calls) is linearizable
 
 
 def test_an_unauthorized_call_is_refused_whatever_it_asks_for() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .plan import MUTATIONS, READS, Place, Plan, Step
+from .operations import OPERATIONS
+from .plan import CLAIMS, MUTATED, READS, Place, Plan, Step
 
 CLIENTS = ("0.0", "0.1", "1.0", "1.1")
 TESTS = Path(__file__).parent.parent
@@ -46,15 +47,14 @@ def test_other_seeds_and_other_clients_do_something_else(plan: Plan) -> None:
 
 
 def test_everything_that_is_promised_occurs(plan: Plan) -> None:
-    steps = first(plan, 3000)
+    steps = first(plan, 6000)
     seen = Counter(step.kind for step in steps)
     seen.update(intent.operation for step in steps for intent in step.intents)
     seen.update(f"flaw {intent.flaw}" for step in steps for intent in step.intents)
     seen.update(f"mutation {intent.mutation}" for step in steps for intent in step.intents)
-    expected = {"one", "many", "session", "read", "credit", "hold", "settle", "refund", "partial_settle"}
-    expected |= set(READS)
+    expected = {"one", "many", "session", "read", *OPERATIONS, *READS}
     expected |= {f"flaw {flaw}" for flaw in (None, "token", "expired", "other_action", "amount", "user")}
-    assert expected | {f"mutation {field}" for field in MUTATIONS} <= set(seen)
+    assert expected | {f"mutation {field}" for field in MUTATED} <= set(seen)
     assert {step.atomic for step in steps if step.kind == "many"} == {True, False}
     assert {step.commits for step in steps if step.kind == "session"} == {True, False}
     senders = {step.place.client for step in steps if step.resent}
@@ -83,5 +83,36 @@ def test_a_burst_keeps_to_its_own_wallets(plan: Plan) -> None:
         members = plan.members(burst)
         assert 3 <= len(members) <= len(CLIENTS)
         for step in (step for member in members for step in plan.burst(member, burst)):
-            users = {intent.user for intent in step.intents} - {"somebody-else"}
-            assert all(user.startswith(f"burst-{burst}-") for user in users)
+            named = {name for intent in step.intents for name in (intent.user, intent.model, intent.recipient)}
+            assert all(name.startswith(f"burst-{burst}-") for name in named - {"", "somebody-else"})
+            claimed = {intent.reference for intent in step.intents if intent.operation == "deposit"}
+            assert all(f"/{burst}/" in reference for reference in claimed), "nobody else claims it"
+
+
+def test_hot_users_and_the_two_of_a_burst_pay_each_other_in_both_directions(plan: Plan) -> None:
+    steps = [step for client in CLIENTS for step in first(plan, 2000, client)]
+    steps += [step for member in plan.members(5) for step in plan.burst(member, 5)]
+    pairs = {
+        (intent.user, intent.recipient) for step in steps for intent in step.intents if intent.operation == "transfer"
+    }
+    assert all(payer != taker for payer, taker in pairs)
+    hot = {pair for pair in pairs if all(name.startswith("hot-") for name in pair)}
+    assert len(hot) == 6
+    assert hot == {(taker, payer) for payer, taker in hot}
+
+
+def test_what_is_deposited_is_repeated_truly_and_with_each_difference(plan: Plan) -> None:
+    """By another key: of the same source and reference with another amount or user, or of another source."""
+    sent: dict[str, dict[str, tuple[str, int, str]]] = {}
+    for step in (step for client in CLIENTS for step in first(plan, 4000, client)):
+        for intent in (each for each in step.intents if each.operation == "deposit" and each.mutation is None):
+            sent.setdefault(intent.reference, {})[intent.key] = intent.user, intent.amount, intent.source
+    seen: Counter[str | None] = Counter()
+    for several in sent.values():
+        first_sent, *others = several.values()
+        for other in others:
+            different = [
+                name for name, a, b in zip(("user", "amount", "source"), first_sent, other, strict=True) if a != b
+            ]
+            seen.update(different or [None])
+    assert set(seen) == set(CLAIMS)

@@ -403,14 +403,14 @@ def _attack(count: int, seed: int) -> Counter[str]:
     counts: Counter[str] = Counter()
     for genuine in mint.genuine:
         if twin := _twin(mint, genuine):
-            if _verify(mint, genuine, twin) != genuine.id:
+            if verify(mint, genuine, twin) != genuine.id:
                 raise Accepted("the second signature of the same claims stands for something else")
             counts["es256 twin"] += 1
     chosen = iter(random.choices([*FORGERIES], [*FORGERIES.values()], k=count))
     for forge in chosen:
         counts[_refusal(mint, forge)] += 1
     for genuine in mint.genuine:
-        if _verify(mint, genuine, genuine.token) != genuine.id:
+        if verify(mint, genuine, genuine.token) != genuine.id:
             raise Accepted("what was refused has changed what is accepted")
     return counts
 
@@ -425,7 +425,7 @@ def _refusal(mint: Mint, forge: Callable[[Mint, Genuine], Any]) -> str:
             break
     told = f"{forge.__name__} of a {genuine.kind.action} by {genuine.header['alg']}: {forged.token!r:.2000}"
     try:
-        _verify(mint, genuine, forged.token)
+        verify(mint, genuine, forged.token)
     except InvalidAuthorizationError as refusal:
         cause: str = refusal.details["cause"]
         if forged.causes and cause not in forged.causes:
@@ -436,7 +436,8 @@ def _refusal(mint: Mint, forge: Callable[[Mint, Genuine], Any]) -> str:
     raise Accepted(f"accepted: {told}")
 
 
-def _verify(mint: Mint, genuine: Genuine, token: Any) -> str:
+def verify(mint: Mint, genuine: Genuine, token: Any) -> str:
+    """Present the token for what the genuine one permits."""
     return mint.verifier.verify(replace(genuine.authorization, token=token), genuine.kind, ACTIONS[genuine.kind])
 
 

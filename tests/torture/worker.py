@@ -20,11 +20,9 @@ from sqlalchemy import create_engine, event, make_url
 
 from points_platform.core import Database
 from points_platform.events import EVENT_TYPES, EventBus
-from points_platform.ledger import LedgerService
-from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import WalletConfig, WalletService
 
-from .client import KEY, Client, current, next_number, note, unfinished
+from .client import Client, current, next_number, note, unfinished, wallets_on
 from .journal import CALM, RECOVERED, STOP, Journal, clock, lines
 from .plan import Plan
 from .planted import plant
@@ -124,10 +122,9 @@ def main(round_: Round, worker: int, incarnation: int) -> None:
     settings = Settings.draw(round_, worker, incarnation)
     with _shifted(settings.clock_shift_s), _database(round_, settings) as database:
         if round_.planted:
-            plant(round_.planted)
-        wallets = WalletService(
-            LedgerService(database),
-            authorizer=QueueAuthorizer(KEY),
+            plant(round_.planted, round_.folder)
+        wallets = wallets_on(
+            database,
             events=_bus(round_, random.Random(f"{round_.seed} receivers {worker} {incarnation}")),
             config=WalletConfig(
                 max_retry_attempts=settings.max_retry_attempts, idempotency_cache_size=settings.cache_size
