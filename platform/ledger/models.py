@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlmodel import Field
 
 from ..core.models import Base, UtcDateTime, column, points, text
 from ..core.values import MAX_ID_LENGTH, HasMetadata
-from .accounts import Account, Bucket, Move
+from .accounts import Account, Bucket, Changes, Move, net
 
 UUID_LENGTH = 36
 HASH_LENGTH = 64
@@ -155,9 +155,13 @@ class TransactionHeader(HasMetadata):
 
 @dataclass(frozen=True, kw_only=True)
 class TransactionDraft(TransactionHeader):
-    """A transaction that is decided but not written: moves instead of entries."""
+    """A transaction that is decided but not written: moves instead of entries, and what they come to."""
 
     moves: tuple[Move, ...]
+    changes: Changes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "changes", net(self.moves))
 
 
 @dataclass(frozen=True, kw_only=True)

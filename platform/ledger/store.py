@@ -69,8 +69,8 @@ def recording(*, source: str, values: Mapping[str, str]) -> str:
     """
     header = [values.get(column.key) or parameter(column) for column in HEADER]
     return f"""
-    INSERT INTO {TRANSACTIONS} ({_lines(column.name for column in HEADER)})
-    SELECT {_lines(header)}
+    INSERT INTO {TRANSACTIONS} ({in_lines(column.name for column in HEADER)})
+    SELECT {in_lines(header)}
     FROM {source}
     RETURNING transaction_id, owner_id, currency"""
 
@@ -81,7 +81,7 @@ def unused_key() -> str:
     return f"NOT EXISTS (SELECT FROM {TRANSACTIONS} WHERE {key})"
 
 
-def _lines(parts: Iterable[str]) -> str:
+def in_lines(parts: Iterable[str]) -> str:
     """Comma-separated, and not too wide for a reader."""
     return fill(", ".join(parts), width=100, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
 
