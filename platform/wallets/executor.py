@@ -3,11 +3,11 @@
 On PostgreSQL one operation is tried at once, without the read: written where every need of its decision is met.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection
@@ -212,7 +212,7 @@ def _draft(
 ) -> TransactionDraft:
     """The header of the transaction, as far as the request tells it, and the moves."""
     request: Any = asked.request
-    named = {name: getattr(request, name, None) for name in NAMED}
+    named = {name: getattr(request, name) for name in _named(cast(Hashable, type(request)))}
     for row in decision.rows:
         if isinstance(row, Begun):
             named |= row.gives
@@ -232,6 +232,11 @@ def _draft(
         moves=decision.moves,
         **named,
     )
+
+
+@cache
+def _named(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.name in NAMED)
 
 
 def _outcome(task: Task, work: UnitOfWork, atomic: bool) -> LedgerTransaction | WalletError:

@@ -108,7 +108,8 @@ def _comparable(value: Any) -> Any:
 
 
 def _pick(cls: type[T], facts: Mapping[str, Any], **others: Any) -> T:
-    return cls(**{name: facts[name] for name in _names(cast(Hashable, cls)) if name in facts}, **others)
+    names = _names(cast(Hashable, cls))
+    return cls(**{name: facts[name] for name in names if name in facts}, **others)
 
 
 @cache
