@@ -59,9 +59,9 @@ class LedgerEntryRow(Base, table=True):
         UniqueConstraint("account_id", "currency", "bucket", "wallet_version", name="ledger_entries_version"),
     )
     transaction_id: str = column("transaction_id", text(UUID_LENGTH), key=True)
+    owner_id: str = column("owner_id", text(OWNER_LENGTH), key=True)
     account_id: str = column("account_id", text(OWNER_LENGTH), key=True)
     bucket: str = column("bucket", text(32), key=True)
-    owner_id: str = column("owner_id", text(OWNER_LENGTH))
     currency: str = column("currency", text(32))
     amount: int = points("amount")
     balance_before: int | None = points("balance_before", null=True)

@@ -72,7 +72,7 @@ def recording(*, source: str, values: Mapping[str, str]) -> str:
     INSERT INTO {TRANSACTIONS} ({in_lines(column.name for column in HEADER)})
     SELECT {in_lines(header)}
     FROM {source}
-    RETURNING transaction_id, owner_id, currency"""
+    RETURNING transaction_id, currency"""
 
 
 def unused_key() -> str:
@@ -95,7 +95,7 @@ def posting(*, wallets: Sequence[str], entries: Sequence[str]) -> str:
     lines = ",\n        ".join(entries)
     return f"""
     INSERT INTO {ENTRIES} (transaction_id, owner_id, currency, {names}, balance_before)
-    SELECT recorded.transaction_id, recorded.owner_id, recorded.currency, {names}, balance_after - amount
+    SELECT recorded.transaction_id, %(owner_id)s::varchar, recorded.currency, {names}, balance_after - amount
     FROM {", ".join(["recorded", *wallets])}, LATERAL (VALUES
         {lines}
     ) AS entry ({names})"""
