@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from points_platform.core import (
@@ -38,6 +38,7 @@ from points_platform.core.values import MAX_POINTS
 from points_platform.ledger.files import export_log
 from points_platform.wallets import WalletConfig
 from points_platform.wallets.rebuild import apply, drifts, restore
+from support.connections import administrator, scalar
 from support.databases import PostgreSQLDatabases
 from support.recount import recount
 from support.workers import OPERATIONS, ready
@@ -66,19 +67,6 @@ def world_at(target: str | Engine, level: str | None, way: str = "single", retri
     with Database(target, isolation_level=level, **options) as database:  # type: ignore[arg-type]
         yield World(database, config=impatient(retries))
         recount(database)
-
-
-@contextmanager
-def administrator(url: str) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody else's connection to the same database, each statement its own transaction."""
-    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(address, autocommit=True) as connection:
-        yield connection
-
-
-def scalar(connection: psycopg.Connection[Any], sql: str, *parameters: object) -> Any:
-    row = connection.execute(sql, parameters).fetchone()
-    return row[0] if row else None
 
 
 def waits_for(holder: psycopg.Connection[Any], observer: psycopg.Connection[Any]) -> int:

@@ -14,12 +14,13 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
-from sqlalchemy import URL, Engine, NullPool, PoolProxiedConnection, create_engine, event, make_url
+from sqlalchemy import Engine, NullPool, PoolProxiedConnection, create_engine, event
 
 from points_platform.core import Database, OptimisticLockError, StorageUnavailableError, WalletError
 from points_platform.core.database import Retry
 from points_platform.core.statement import Row, Statement
 from points_platform.wallets import WalletConfig
+from support.connections import administrator, scalar
 from support.recount import recount
 from support.world import World, at_once
 
@@ -90,19 +91,6 @@ def status_of(pooled: PoolProxiedConnection) -> TransactionStatus:
     connection: Any = pooled.dbapi_connection
     status: TransactionStatus = connection.info.transaction_status
     return status
-
-
-@contextmanager
-def administrator(url: str | URL) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody else's connection to the same database, each statement its own transaction."""
-    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(address, autocommit=True) as connection:
-        yield connection
-
-
-def scalar(connection: psycopg.Connection[Any], sql: str, *parameters: object) -> Any:
-    row = connection.execute(sql, parameters).fetchone()
-    return row[0] if row else None
 
 
 def by_the_driver(pooled: PoolProxiedConnection, sql: str) -> None:

@@ -28,6 +28,7 @@ from points_platform.ledger import (
     post,
 )
 from points_platform.ledger.accounts import available, earned, escrow, is_legal, net
+from support.statements import execute
 from support.world import World
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -51,11 +52,6 @@ def rows_stay(world: World) -> Iterator[None]:
     rows = world.snapshot()
     yield
     assert world.snapshot() == rows
-
-
-def execute(world: World, statement: str, **values: Any) -> None:
-    with world.database.engine.begin() as connection:
-        connection.execute(text(statement), values)
 
 
 def columns_of(world: World, table: str) -> list[str]:

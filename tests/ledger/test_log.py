@@ -46,7 +46,9 @@ from points_platform.ledger import (
 )
 from points_platform.ledger.accounts import available
 from points_platform.ledger.log import GENESIS, Candidate, canonical_form, in_order
+from support.answers import refused
 from support.recount import recount
+from support.statements import execute, once_before
 from support.world import World, at_once
 
 GIVE_UP = 20.0  # seconds after which a test that waits in vain fails
@@ -79,11 +81,6 @@ def play(world: World, rounds: int = 2, users: Sequence[str] = ("ana", "ben")) -
         world.settle(world.hold(user_id).escrow_id, user_id=user_id)
         world.refund(world.hold(user_id).escrow_id, user_id=user_id)
         world.partial_settle(world.hold(user_id).escrow_id, user_id=user_id)
-
-
-def execute(world: World, statement: str, **values: Any) -> None:
-    with world.database.engine.begin() as connection:
-        connection.execute(text(statement), values)
 
 
 def around_triggers(world: World, *statements: str) -> None:
@@ -506,23 +503,6 @@ def test_a_sealer_that_meets_another_goes_on_after_it(world: World, impatient: l
     check_complete(world)
 
 
-@contextmanager
-def once_before(engine: Engine, fragment: str, act: Callable[[], object]) -> Iterator[None]:
-    """Act right before the first statement that contains the fragment."""
-    pending = [act]
-
-    def watch(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        if pending and fragment in statement:
-            pending.pop()()
-
-    event.listen(engine, "before_cursor_execute", watch)
-    try:
-        yield
-    finally:
-        event.remove(engine, "before_cursor_execute", watch)
-    assert not pending, f"nothing sent {fragment}"
-
-
 SEALING_PROCESS = """
 import sys
 from points_platform.core import Database
@@ -641,12 +621,6 @@ def test_the_log_refuses_pages_that_cannot_be(world: World) -> None:
         refused("after", world.ledger.read_log, wrong)
     for wrong in (0, -1, 1001, 1.0, True, None, "1"):
         refused("limit", world.ledger.read_log, 0, wrong)
-
-
-def refused(field: str, call: Callable[..., object], *values: Any, **options: Any) -> None:
-    with pytest.raises(InvalidRequestError) as refusal:
-        call(*values, **options)
-    assert refusal.value.details["field"] == field
 
 
 def test_a_refusal_says_what_was_given_and_what_was_expected(world: World) -> None:
