@@ -199,7 +199,7 @@ class Plan:
         return intent
 
     def _amount(self, operation: str, random: random.Random) -> int:
-        if random.random() < 0.01:
+        if random.random() < 0.02:
             return LIMIT - random.randrange(2000)  # nobody has so much to give
         return random.randint(50, 300) if operation == "credit" else random.randint(1, 60)
 
