@@ -5,6 +5,8 @@ BIN := .venv/bin
 SOURCES := $(shell find platform -name '*.py' | LC_ALL=C sort)
 INSTALLED := .venv/installed-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
 TESTS ?= tests
+# Each worker starts a PostgreSQL of its own.
+SIDE_BY_SIDE := -n auto --maxprocesses=4 --dist=worksteal
 # What decides is mutated in full, everything else by a sample.
 MODULES ?= core.values queue wallets.authorization wallets.requests wallets.rules wallets.unit_of_work
 
@@ -21,8 +23,8 @@ replay: $(INSTALLED) ## points auctions from a record of bids: BIDS=file.csv [DA
 	@$(if $(BIDS),,$(error BIDS is missing: make replay BIDS=path/to/auction-bids.csv [DATABASE=url] [WORKERS=n]))
 	@$(BIN)/python examples/auction_replay.py '$(BIDS)' $(if $(DATABASE),--database '$(DATABASE)') $(if $(WORKERS),--workers '$(WORKERS)')
 
-test: $(INSTALLED) ## the test suite with coverage, on SQLite and on a PostgreSQL that it starts (TESTS=path narrows it)
-	@$(BIN)/python -m pytest $(if $(filter tests,$(TESTS)),--cov --cov-report=term-missing) $(TESTS)
+test: $(INSTALLED) ## the test suite, on SQLite and on a PostgreSQL that it starts (TESTS=path narrows it)
+	@$(BIN)/python -m pytest $(if $(filter tests,$(TESTS)),$(SIDE_BY_SIDE) --ignore=tests/torture) $(TESTS)
 
 lint: $(INSTALLED) ## formatting, lint, strict types
 	$(BIN)/ruff format --check .
@@ -30,7 +32,8 @@ lint: $(INSTALLED) ## formatting, lint, strict types
 	$(BIN)/mypy platform
 	$(BIN)/mypy tests examples benchmarks
 
-check: lint test ## lint, and the test suite (which also enforces the direction of imports)
+check: lint ## lint, and the test suite with coverage, with the tests of the torture's own tools
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term-missing tests
 
 bench: $(INSTALLED) ## benchmarks on a PostgreSQL of their own, with a table and benchmarks/results.json (LONG=1, CHARTS=folder)
 	@$(BIN)/python -m benchmarks $(if $(LONG),--long) $(if $(CHARTS),--charts '$(CHARTS)')
@@ -57,11 +60,11 @@ format: $(INSTALLED) ## rewrite the formatting, and what lint can mend by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: .venv/created ## resolve requirements.lock anew (hashes, no addresses)
+lock: .venv/created ## resolve requirements.lock anew (hashes, no addresses); UPGRADE=1 takes newer versions too
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-header \
+	$(BIN)/uv pip compile --quiet --universal $(if $(UPGRADE),--upgrade) --generate-hashes --no-emit-index-url --no-header \
 	  --extra cli --group dev --python-version 3.11 --output-file requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-header \
+	$(BIN)/uv pip compile --quiet --universal $(if $(UPGRADE),--upgrade) --generate-hashes --no-emit-index-url --no-header \
 	  --group mutation --constraint requirements.lock --python-version 3.11 --output-file requirements-mutation.lock
 
 clean: ## remove the environment and everything that was built

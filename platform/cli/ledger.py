@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from ..core import Database
 from ..core.values import MAX_POINTS, now
 from ..ledger import LedgerService, LogHead
-from ..ledger.transfer import export_log
+from ..ledger.files import export_log
 from ..ledger.verify import Finding
 from ..queue import AuthorizationKey
 from ..wallets.rebuild import MOST_DRIFTS, Drift, apply, drifts, restore

@@ -15,7 +15,7 @@ import typer
 from ..core import Database, InvalidRequestError
 from ..core.values import MAX_PAGE, Page, check_time, now
 from ..ledger import Account, LedgerService, StatementLine
-from ..ledger.accounts import OWNER_KIND
+from ..ledger.accounts import WALLETS, Bucket
 from ..queue import AuthorizationVerifier
 from ..wallets import EscrowStatus, WalletService
 from . import tables
@@ -97,11 +97,11 @@ def balance(
 ) -> None:
     """What a user has available and in escrow, or what a model has earned; now, or as of a time."""
     kind, _, name = owner.partition(":")
-    if kind not in {"user", "model"} or not name:
+    if kind not in WALLETS or not name:
         raise Refusal(f"a balance is that of user:NAME or model:NAME, not of {owner!r}")
     with existing_database(database) as opened:
         if at is not None:
-            ledger, buckets = LedgerService(opened), [b for b, owned_by in OWNER_KIND.items() if owned_by == kind]
+            ledger, buckets = LedgerService(opened), [b for b in WALLETS[kind] if b is not Bucket.PAYING]
             sums = {b.value: ledger.balance_as_of(Account(owner, b), currency, at=at) for b in buckets}
         elif kind == "user":
             user = _readable_wallets(opened).get_user_balance(name, currency)

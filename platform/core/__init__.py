@@ -1,39 +1,13 @@
 """What every other package stands on: errors, values, the database."""
 
+from . import errors as _errors
+from . import refusals as _refusals
 from .database import Database
-from .errors import (
-    BalanceLimitError,
-    EscrowAlreadyProcessedError,
-    EscrowMismatchError,
-    EscrowNotFoundError,
-    IdempotencyConflictError,
-    InsufficientBalanceError,
-    InvalidAuthorizationError,
-    InvalidRequestError,
-    LedgerDamagedError,
-    OptimisticLockError,
-    SchemaVersionError,
-    StorageUnavailableError,
-    WalletError,
-)
+from .errors import *
 from .models import Base
+from .refusals import *
 from .values import MAX_POINTS
 
-__all__ = [
-    "MAX_POINTS",
-    "BalanceLimitError",
-    "Base",
-    "Database",
-    "EscrowAlreadyProcessedError",
-    "EscrowMismatchError",
-    "EscrowNotFoundError",
-    "IdempotencyConflictError",
-    "InsufficientBalanceError",
-    "InvalidAuthorizationError",
-    "InvalidRequestError",
-    "LedgerDamagedError",
-    "OptimisticLockError",
-    "SchemaVersionError",
-    "StorageUnavailableError",
-    "WalletError",
-]
+__all__ = ["MAX_POINTS", "Base", "Database"]
+__all__ += _errors.__all__
+__all__ += _refusals.__all__

@@ -1,14 +1,8 @@
-"""The errors of the module, one small tree, in the order in which they win.
+"""What every error of the module is, and those that have nothing to do with points: input, contention, storage.
 
     WalletError
     ├── InvalidRequestError            a field of a request is not what it must be
-    ├── InvalidAuthorizationError      the queue's token does not permit exactly this action
-    ├── IdempotencyConflictError       the key was used for another request
-    ├── EscrowNotFoundError            there is no such escrow item of this user
-    ├── EscrowAlreadyProcessedError    the escrow item has left ``held``
-    ├── EscrowMismatchError            the request says something else than the hold
-    ├── InsufficientBalanceError       the user has fewer points available
-    ├── BalanceLimitError              a balance would exceed 2**53 - 1
+    ├── …                              what is refused: ``core.refusals``, in the order in which it wins
     ├── OptimisticLockError            others were faster on every attempt          (retryable)
     ├── StorageUnavailableError        the database did not do what it was asked    (retryable)
     ├── SchemaVersionError             the database holds no schema, or another one
@@ -23,6 +17,15 @@ import reprlib
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
+
+__all__ = [
+    "InvalidRequestError",
+    "LedgerDamagedError",
+    "OptimisticLockError",
+    "SchemaVersionError",
+    "StorageUnavailableError",
+    "WalletError",
+]
 
 
 class WalletError(Exception):
@@ -49,60 +52,6 @@ class InvalidRequestError(WalletError):
 
     code = "invalid_request"
     template = "{field} must be {expected}, not {value}"
-
-
-class InvalidAuthorizationError(WalletError):
-    """The token does not permit exactly this action. ``details``: cause, and claim where one is meant.
-
-    Causes: ``missing``, ``malformed``, ``unknown_key``, ``algorithm``, ``signature``, ``expired``,
-    ``not_yet_valid``, ``issuer``, ``audience``, ``claim_missing``, ``claim_mismatch`` and
-    ``envelope_mismatch`` (the object around the token says something else than the token).
-    """
-
-    code = "invalid_authorization"
-    template = "the authorization is refused ({cause}); the queue must sign one for exactly this action"
-
-
-class IdempotencyConflictError(WalletError):
-    """The key stands for another request already. ``details``: key, fields (a tuple of the names that differ)."""
-
-    code = "idempotency_conflict"
-    template = "idempotency key {key} was used with other values of {fields}; use a new key for a new request"
-
-
-class EscrowNotFoundError(WalletError):
-    """This user has no such escrow item. ``details``: escrow_id."""
-
-    code = "escrow_not_found"
-    template = "there is no escrow item {escrow_id} of this user"
-
-
-class EscrowAlreadyProcessedError(WalletError):
-    """The escrow item was settled or refunded before. ``details``: escrow_id, status."""
-
-    code = "escrow_already_processed"
-    template = "escrow item {escrow_id} is {status} already; it leaves 'held' only once"
-
-
-class EscrowMismatchError(WalletError):
-    """The request contradicts the hold. ``details``: field, expected (the hold's), given."""
-
-    code = "escrow_mismatch"
-    template = "the hold's {field} is {expected}, the request says {given}"
-
-
-class InsufficientBalanceError(WalletError):
-    """Too few points are available. ``details``: required, available."""
-
-    code = "insufficient_balance"
-    template = "{required} points are required, {available} are available"
-
-
-class BalanceLimitError(WalletError):
-    """A balance would exceed the limit. ``details``: limit, balance, amount."""
-
-    code = "balance_limit"
-    template = "a balance of {balance} points cannot take {amount} more; the limit is {limit}"
 
 
 class OptimisticLockError(WalletError):

@@ -39,9 +39,9 @@ def text(length: int | None = None) -> Any:
     return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
-def column(name: str, type_: Any, *, key: bool = False, null: bool = False) -> Any:
-    """A field of a table class that is exactly this column: not null unless said."""
-    return Field(sa_column=Column(name, type_, primary_key=key, nullable=null))
+def column(name: str, type_: Any, *, key: bool = False, null: bool = False, default: str | None = None) -> Any:
+    """A field of a table class that is exactly this column: not null unless said; ``default`` is the database's."""
+    return Field(sa_column=Column(name, type_, primary_key=key, nullable=null, server_default=default))
 
 
 def points(name: str, *, null: bool = False) -> Any:

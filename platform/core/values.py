@@ -174,6 +174,7 @@ Identifier = Annotated[str, check_identifier]
 Reason = Annotated[str, check_reason]
 Code = Annotated[str, check_code]
 OptionalCode = Annotated[str | None, optional(check_code)]
+OptionalIdentifier = Annotated[str | None, optional(check_identifier)]
 Metadata = Annotated[dict[str, Any] | None, check_metadata]
 
 

@@ -1,23 +1,6 @@
-"""Event types, and the bus that announces them in this process."""
+"""What events are, and the bus that announces them in this process."""
 
-from .models import (
-    EVENT_TYPES,
-    EscrowHeld,
-    EscrowPartiallySettled,
-    EscrowRefunded,
-    EscrowSettled,
-    WalletCredited,
-    WalletEvent,
-)
+from .models import EVENT_TYPES, UserEvent, WalletEvent
 from .service import EventBus
 
-__all__ = [
-    "EVENT_TYPES",
-    "EscrowHeld",
-    "EscrowPartiallySettled",
-    "EscrowRefunded",
-    "EscrowSettled",
-    "EventBus",
-    "WalletCredited",
-    "WalletEvent",
-]
+__all__ = ["EVENT_TYPES", "EventBus", "UserEvent", "WalletEvent"]

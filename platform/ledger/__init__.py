@@ -1,6 +1,6 @@
 """The append-only double-entry ledger: the one record that everything else is a view of."""
 
-from .accounts import ISSUER, Account, Bucket, Movement, Operation
+from .accounts import ISSUER, REVENUE, Account, Bucket, Movement, Touch
 from .models import (
     EarningsPeriod,
     LedgerEntry,
@@ -18,6 +18,7 @@ from .service import LedgerService
 
 __all__ = [
     "ISSUER",
+    "REVENUE",
     "Account",
     "Bucket",
     "EarningsPeriod",
@@ -28,10 +29,10 @@ __all__ = [
     "LogHead",
     "LogReader",
     "Movement",
-    "Operation",
     "Sealed",
     "Sealer",
     "StatementLine",
+    "Touch",
     "TransactionDraft",
     "WalletState",
     "post",

@@ -1,9 +1,17 @@
-"""Every account there is, and every movement that an operation may make between two of them."""
+"""The ledger's constitution: who owns accounts, which accounts there are, and what each operation may do to them.
+
+It is a second opinion on what the wallets decide, asked when a transaction is posted and again by ``verify``. A new
+operation is one line in ``CHART``.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from functools import cache
+from typing import Annotated, Any, NamedTuple
+
+from ..core.errors import InvalidRequestError
+from ..core.values import check_identifier, plain_string
 
 
 class Bucket(StrEnum):
@@ -12,7 +20,9 @@ class Bucket(StrEnum):
     AVAILABLE = "available"
     ESCROW = "escrow"
     EARNED = "earned"
+    PAYING = "paying"
     ISSUED = "issued"
+    REVENUE = "revenue"
 
 
 class Account(NamedTuple):
@@ -22,35 +32,16 @@ class Account(NamedTuple):
     bucket: Bucket
 
 
-class Operation(StrEnum):
-    """What a transaction records."""
+# The owners that have wallets, and the buckets of each: one row, whose one version counts the changes of all of them.
+WALLETS: dict[str, tuple[Bucket, ...]] = {
+    "user": (Bucket.AVAILABLE, Bucket.ESCROW, Bucket.PAYING),
+    "model": (Bucket.EARNED, Bucket.PAYING),
+}
 
-    CREDIT = "credit"
-    HOLD = "hold"
-    SETTLE = "settle"
-    REFUND = "refund"
-    PARTIAL_SETTLE = "partial_settle"
-
-
-# Where points come from. It has no wallet row, which would be a hot one: its balance is the sum of its entries.
+# The platform's accounts have no wallet row, which would be a hot one: their balance is the sum of their entries.
 ISSUER = Account("platform:issuer", Bucket.ISSUED)
-
-OWNER_KIND = {Bucket.AVAILABLE: "user", Bucket.ESCROW: "user", Bucket.EARNED: "model", Bucket.ISSUED: "platform"}
-
-OWNER_PREFIX = {bucket: f"{kind}:" for bucket, kind in OWNER_KIND.items()}
-
-# The buckets that one wallet has, and one version counts.
-WALLET_OF = {
-    bucket: [other for other, kind in OWNER_KIND.items() if kind == OWNER_KIND[bucket]] for bucket in OWNER_KIND
-}
-
-LEGAL_MOVEMENTS: dict[str, set[tuple[Bucket, Bucket]]] = {
-    Operation.CREDIT: {(Bucket.ISSUED, Bucket.AVAILABLE)},
-    Operation.HOLD: {(Bucket.AVAILABLE, Bucket.ESCROW)},
-    Operation.SETTLE: {(Bucket.ESCROW, Bucket.EARNED)},
-    Operation.REFUND: {(Bucket.ESCROW, Bucket.AVAILABLE)},
-    Operation.PARTIAL_SETTLE: {(Bucket.ESCROW, Bucket.AVAILABLE), (Bucket.ESCROW, Bucket.EARNED)},
-}
+REVENUE = Account("platform:revenue", Bucket.REVENUE)
+PLATFORM = (ISSUER, REVENUE)
 
 
 def user_owner(user_id: str) -> str:
@@ -61,6 +52,34 @@ def user_owner(user_id: str) -> str:
 def model_owner(model_id: str) -> str:
     """The account owner that a model is."""
     return f"model:{model_id}"
+
+
+def kind_of(account_id: str) -> str:
+    """Which kind of owner it is: ``user``, ``model`` or ``platform``."""
+    return account_id.partition(":")[0]
+
+
+def name_of(account_id: str) -> str:
+    """What its owner is called outside of the ledger: of ``user:ana`` it is ``ana``."""
+    return account_id.partition(":")[2]
+
+
+def has_wallet(account_id: str) -> bool:
+    """Whether the owner's balances are a row that each change counts."""
+    return kind_of(account_id) in WALLETS
+
+
+def check_owner(field: str, value: Any) -> str:
+    """The owner of a wallet: ``user:`` or ``model:``, and an identifier."""
+    text = plain_string(value) or ""
+    if not has_wallet(text) or ":" not in text:
+        expected = " or ".join(f"{kind}:…" for kind in WALLETS)
+        raise InvalidRequestError(field=field, value=value, expected=f"{expected}, with an identifier")
+    check_identifier(field, name_of(text))
+    return text
+
+
+Owner = Annotated[str, check_owner]
 
 
 def available(user_id: str) -> Account:
@@ -75,6 +94,13 @@ def earned(model_id: str) -> Account:
     return Account(model_owner(model_id), Bucket.EARNED)
 
 
+def accounts_of(account_id: str) -> tuple[Account, ...]:
+    """All accounts of an owner; none for an owner that there cannot be."""
+    if has_wallet(account_id):
+        return tuple(Account(account_id, bucket) for bucket in WALLETS[kind_of(account_id)])
+    return tuple(account for account in PLATFORM if account.account_id == account_id)
+
+
 @dataclass(frozen=True, slots=True)
 class Movement:
     """Points that leave one account and enter another: balanced, whatever the amount."""
@@ -84,22 +110,138 @@ class Movement:
     amount: int
 
 
-def is_legal(operation: str, movements: Sequence[Movement]) -> bool:
-    """Whether these are exactly movements of that operation, between owners of the right kind."""
-    made = []
-    for movement in movements:
-        for account_id, bucket in (movement.source, movement.target):
-            if not account_id.startswith(OWNER_PREFIX[bucket]):
-                return False
-        made.append((movement.source.bucket, movement.target.bucket))
-    legal = LEGAL_MOVEMENTS.get(operation, set())
-    return made != [] and len(made) == len(legal) and set(made) == legal and all(m.amount > 0 for m in movements)
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """A wallet in which nothing moves: an entry of 0, so that it has its version and its place in the log."""
+
+    account: Account
 
 
-def net(movements: Iterable[Movement]) -> dict[Account, int]:
-    """What each account gains (or loses, below zero); movements between the same accounts add up."""
+Move = Movement | Touch
+
+
+def net(moves: Iterable[Move]) -> dict[Account, int]:
+    """What each account gains (or loses, below zero; or 0, a touch); movements between the same accounts add up."""
     change: dict[Account, int] = {}
-    for movement in movements:
-        change[movement.source] = change.get(movement.source, 0) - movement.amount
-        change[movement.target] = change.get(movement.target, 0) + movement.amount
+    for move in moves:
+        if isinstance(move, Touch):
+            change.setdefault(move.account, 0)
+            continue
+        change[move.source] = change.get(move.source, 0) - move.amount
+        change[move.target] = change.get(move.target, 0) + move.amount
     return change
+
+
+# ── what an operation may do ──
+
+
+class Place(NamedTuple):
+    """An account as the owner of a transaction sees it.
+
+    ``whose`` is ``own``, ``another`` (another user's), ``model`` (of the model that the transaction names), or the id
+    of an account of the platform.
+    """
+
+    whose: str
+    bucket: Bucket
+
+
+# From where to where points move; nowhere is a touch.
+Path = tuple[Place, Place | None]
+
+
+class InHold(StrEnum):
+    """What an operation does to the hold that its transaction names."""
+
+    BEGINS = "begins"
+    ENDS = "ends"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """What the transactions of an operation must be, each exactly one of its ``ways``: paths, each taken once.
+
+    ``hold`` is what becomes of the hold that each names (``None``: none is named), ``authorized`` whether the queue
+    must have permitted each, ``announced`` the type of the event.
+    """
+
+    announced: str
+    ways: frozenset[frozenset[Path]]
+    hold: InHold | None
+    authorized: bool
+
+
+def _law(announced: str, *ways: Sequence[Path], hold: InHold | None = None, authorized: bool = False) -> Law:
+    return Law(announced=announced, ways=frozenset(map(frozenset, ways)), hold=hold, authorized=authorized)
+
+
+AVAILABLE, ESCROW = Place("own", Bucket.AVAILABLE), Place("own", Bucket.ESCROW)
+EARNED, OWN_EARNED = Place("model", Bucket.EARNED), Place("own", Bucket.EARNED)
+ANOTHERS = Place("another", Bucket.AVAILABLE)
+ISSUED, SPENT = Place(*ISSUER), Place(*REVENUE)
+BEGINS, ENDS = InHold.BEGINS, InHold.ENDS
+
+CHART: dict[str, Law] = {
+    "credit": _law("wallet.credited", [(ISSUED, AVAILABLE)]),
+    "deposit": _law("wallet.deposited", [(ISSUED, AVAILABLE)]),
+    "hold": _law("wallet.escrow_held", [(AVAILABLE, ESCROW)], hold=BEGINS),
+    "settle": _law("wallet.escrow_settled", [(ESCROW, EARNED)], hold=ENDS, authorized=True),
+    "refund": _law("wallet.escrow_refunded", [(ESCROW, AVAILABLE)], hold=ENDS, authorized=True),
+    "partial_settle": _law(
+        "wallet.escrow_partially_settled", [(ESCROW, AVAILABLE), (ESCROW, EARNED)], hold=ENDS, authorized=True
+    ),
+    "spend": _law("wallet.spent", [(AVAILABLE, SPENT)]),
+    "transfer": _law("wallet.transferred", [(AVAILABLE, ANOTHERS)]),
+    "open": _law("wallet.opened", [(AVAILABLE, None)], [(OWN_EARNED, None)]),
+}
+
+
+def operations_that(hold: InHold) -> list[str]:
+    """The operations that begin holds, or end them."""
+    return [name for name, law in CHART.items() if law.hold is hold]
+
+
+def is_legal(operation: str, owner_id: str, model_id: str | None, moves: Sequence[Move]) -> bool:
+    """Whether these are exactly the moves of one way of that operation, between accounts that there can be."""
+    paths: set[Path] = set()
+    for move in moves:
+        if isinstance(move, Touch):
+            paths.add((_place(move.account, owner_id, model_id), None))
+        elif move.amount > 0:
+            paths.add((_place(move.source, owner_id, model_id), _place(move.target, owner_id, model_id)))
+    law = CHART.get(operation)
+    return law is not None and len(paths) == len(moves) and paths in law.ways
+
+
+def _place(account: Account, owner_id: str, model_id: str | None) -> Place:
+    account_id, bucket = account
+    kind, _, name = account_id.partition(":")
+    whose = account_id  # of the platform, or of nobody
+    if bucket in WALLETS.get(kind, ()):
+        if account_id == owner_id:
+            whose = "own"
+        elif kind == "user":
+            whose = "another"
+        elif name == model_id:
+            whose = "model"
+    return Place(whose, bucket)
+
+
+# What the entries of a transaction are, in no order: each place with the sign of its amount.
+Shape = frozenset[tuple[str, str, int]]
+
+
+@cache
+def shapes(operation: str) -> frozenset[Shape]:
+    """What the entries of that operation's transactions can be; nothing for an operation that is not in the chart."""
+    law = CHART.get(operation)
+    return frozenset() if law is None else frozenset(map(_shape, law.ways))
+
+
+def _shape(way: Iterable[Path]) -> Shape:
+    signs = set()
+    for source, target in way:
+        signs.add((*source, 0 if target is None else -1))
+        if target is not None:
+            signs.add((*target, 1))
+    return frozenset((whose, bucket.value, sign) for whose, bucket, sign in signs)

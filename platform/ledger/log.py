@@ -37,6 +37,8 @@ HEADER_FIELDS = (
     "authorization_id",
     "metadata_json",
 )
+# Left out where there is nothing, so that what was sealed before there was such a field keeps its digest.
+OPTIONAL_FIELDS = ("details_json",)
 ENTRY_FIELDS = (
     "account_id",
     "bucket",
@@ -62,12 +64,22 @@ class Candidate:
 def canonical_form(transaction: LedgerTransaction) -> str:
     """The one text of a transaction with its entries, from which its digest is computed.
 
-    It is what ``json.dumps(…, ensure_ascii=False)`` makes of a list: the header's fields, and last a list
-    with a list of fields for each entry, by account and bucket. Times are ``2026-11-20T19:30:00.000000Z``.
+    It is what ``json.dumps(…, ensure_ascii=False)`` makes of a list: the header's fields, those of ``OPTIONAL_FIELDS``
+    only where they have a value, and last a list with a list of fields for each entry, by account and bucket. Times
+    are ``2026-11-20T19:30:00.000000Z``.
     """
-    header = [plain(getattr(transaction, name)) for name in HEADER_FIELDS]
+    header = list(header_of(transaction).values())
     entries = [[plain(getattr(entry, name)) for name in ENTRY_FIELDS] for entry in transaction.entries]
     return json.dumps([*header, entries], ensure_ascii=False)
+
+
+def header_of(transaction: LedgerTransaction) -> dict[str, str | int | None]:
+    """The header's fields as the canonical form and exports have them, in their order."""
+    header = {name: plain(getattr(transaction, name)) for name in HEADER_FIELDS}
+    for name in OPTIONAL_FIELDS:
+        if (value := getattr(transaction, name)) is not None:
+            header[name] = plain(value)
+    return header
 
 
 def digest(transaction: LedgerTransaction) -> str:

@@ -10,7 +10,8 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, bindparam, func, 
 
 from ..core.errors import LedgerDamagedError
 from ..core.models import UtcDateTime
-from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, Candidate, Wallet, candidate, chained, digest
+from .accounts import WALLETS
+from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, OPTIONAL_FIELDS, Candidate, Wallet, candidate, chained, digest
 from .models import ENTRIES, LOG, LOG_READERS, TRANSACTIONS, LogEntry, LogHead
 from .store import OF_TRANSACTION, RECORD, collect
 
@@ -29,8 +30,16 @@ def _fields(table: str, columns: Any, names: Sequence[str]) -> str:
     return ", ".join(_field(columns[name], table) for name in names)
 
 
-# The digest of log.digest, computed where the rows are: a transaction then costs a line instead of its rows.
-CANONICAL_FORM = f"json_build_array({_fields('t', TRANSACTIONS.c, HEADER_FIELDS)}, coalesce(e.entries, '[]'))::text"
+def _canonical_form() -> str:
+    """``log.canonical_form`` where the rows are: a transaction then costs a line instead of its rows."""
+    header, entries = _fields("t", TRANSACTIONS.c, HEADER_FIELDS), "coalesce(e.entries, '[]')"
+    [optional] = OPTIONAL_FIELDS
+    details = _fields("t", TRANSACTIONS.c, [optional])
+    return f"""CASE WHEN {details} IS NULL THEN json_build_array({header}, {entries})
+        ELSE json_build_array({header}, {details}, {entries}) END::text"""
+
+
+CANONICAL_FORM = _canonical_form()
 DIGEST = f"encode(sha256(convert_to({CANONICAL_FORM}, 'UTF8')), 'hex')"
 ENTRIES_OF = f"""
     json_agg(json_build_array({_fields("e", ENTRIES.c, ENTRY_FIELDS)}) ORDER BY e.account_id, e.bucket)
@@ -40,16 +49,16 @@ ENTRIES_OF = f"""
 _UNSEALED = text(f"""
     SELECT t.transaction_id, t.currency, {DIGEST} AS digest, e.versions
     FROM (
-        SELECT * FROM ledger_transactions t
+        SELECT * FROM {TRANSACTIONS} t
         WHERE t.transaction_id > :after
-          AND NOT EXISTS (SELECT FROM ledger_log l WHERE l.transaction_id = t.transaction_id)
+          AND NOT EXISTS (SELECT FROM {LOG} l WHERE l.transaction_id = t.transaction_id)
         ORDER BY t.transaction_id
         LIMIT :limit
     ) t
     CROSS JOIN LATERAL (
         SELECT {ENTRIES_OF} AS entries,
                string_agg(e.wallet_version || ' ' || e.account_id, E'\n') AS versions
-        FROM ledger_entries e
+        FROM {ENTRIES} e
         WHERE e.transaction_id = t.transaction_id
     ) e
     ORDER BY t.transaction_id
@@ -59,21 +68,21 @@ _CHANGED = text(f"""
     WITH changed AS MATERIALIZED (
         SELECT l.position, l.position - 1 AS last_position, l.transaction_id, l.hash,
             encode(sha256(convert_to(coalesce(p.hash, :genesis) || {DIGEST}, 'UTF8')), 'hex') AS expected
-        FROM ledger_log l
-        JOIN ledger_transactions t ON t.transaction_id = l.transaction_id
-        LEFT JOIN ledger_log p ON p.position = l.position - 1
+        FROM {LOG} l
+        JOIN {TRANSACTIONS} t ON t.transaction_id = l.transaction_id
+        LEFT JOIN {LOG} p ON p.position = l.position - 1
         LEFT JOIN (
-            SELECT e.transaction_id, {ENTRIES_OF} AS entries FROM ledger_entries e GROUP BY e.transaction_id
+            SELECT e.transaction_id, {ENTRIES_OF} AS entries FROM {ENTRIES} e GROUP BY e.transaction_id
         ) e ON e.transaction_id = t.transaction_id
         WHERE l.position > :since AND (p.position IS NOT NULL OR l.position = 1)
     )
     SELECT * FROM changed WHERE expected <> hash ORDER BY position LIMIT :limit
 """)
-_MISSING = text("""
+_MISSING = text(f"""
     SELECT * FROM (
         SELECT l.position, LAG(l.position, 1, CAST(:since AS bigint)) OVER (ORDER BY l.position) AS last_position,
             l.transaction_id, l.hash, t.transaction_id AS found_id
-        FROM ledger_log l LEFT JOIN ledger_transactions t ON t.transaction_id = l.transaction_id
+        FROM {LOG} l LEFT JOIN {TRANSACTIONS} t ON t.transaction_id = l.transaction_id
         WHERE l.position > :since
     ) l
     WHERE l.position <> l.last_position + 1 OR l.found_id IS NULL
@@ -81,38 +90,41 @@ _MISSING = text("""
     LIMIT :limit
 """)
 
+# An index leads by bucket to a version.
+_BUCKETS = ", ".join(sorted({f"'{bucket.value}'" for buckets in WALLETS.values() for bucket in buckets}))
+
 _SEALED_VERSIONS = {
-    "postgresql": text("""
+    "postgresql": text(f"""
         SELECT w.account_id, w.currency
         FROM unnest(string_to_array(:accounts, E'\n'), string_to_array(:currencies, E'\n'),
                     CAST(string_to_array(:versions, E'\n') AS bigint[])) AS w (account_id, currency, version)
         WHERE EXISTS (
-            SELECT FROM ledger_entries e JOIN ledger_log l ON l.transaction_id = e.transaction_id
+            SELECT FROM {ENTRIES} e JOIN {LOG} l ON l.transaction_id = e.transaction_id
             WHERE e.account_id = w.account_id AND e.currency = w.currency
-              AND e.bucket IN ('available', 'escrow', 'earned') AND e.wallet_version = w.version
+              AND e.bucket IN ({_BUCKETS}) AND e.wallet_version = w.version
         )
     """),
-    "sqlite": text("""
+    "sqlite": text(f"""
         SELECT w.value ->> 0, w.value ->> 1
         FROM json_each(:wallets) AS w
         WHERE EXISTS (
-            SELECT 1 FROM ledger_entries e JOIN ledger_log l ON l.transaction_id = e.transaction_id
+            SELECT 1 FROM {ENTRIES} e JOIN {LOG} l ON l.transaction_id = e.transaction_id
             WHERE e.account_id = w.value ->> 0 AND e.currency = w.value ->> 1
-              AND e.bucket IN ('available', 'escrow', 'earned') AND e.wallet_version = w.value ->> 2
+              AND e.bucket IN ({_BUCKETS}) AND e.wallet_version = w.value ->> 2
         )
     """),
 }
 
 _SEALED_IDS = {
-    "postgresql": text("""
+    "postgresql": text(f"""
         SELECT l.transaction_id FROM unnest(string_to_array(:ids, E'\n')) AS given (id)
-        JOIN ledger_log l ON l.transaction_id = given.id
+        JOIN {LOG} l ON l.transaction_id = given.id
     """),
-    "sqlite": text("SELECT transaction_id FROM ledger_log WHERE transaction_id IN (SELECT value FROM json_each(:ids))"),
+    "sqlite": text(f"SELECT transaction_id FROM {LOG} WHERE transaction_id IN (SELECT value FROM json_each(:ids))"),
 }
 
-_APPEND = text("""
-    INSERT INTO ledger_log (position, transaction_id, hash)
+_APPEND = text(f"""
+    INSERT INTO {LOG} (position, transaction_id, hash)
     SELECT :last + number, transaction_id, hash
     FROM unnest(string_to_array(:ids, E'\n'), string_to_array(:hashes, E'\n'))
          WITH ORDINALITY AS l (transaction_id, hash, number)

@@ -1,15 +1,17 @@
 """The ledger's tables, and the values that are read from them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import DDL, BigInteger, CheckConstraint, Column, Index, Table, Text, UniqueConstraint, event
 from sqlmodel import Field
 
 from ..core.models import Base, UtcDateTime, column, points, text
 from ..core.values import MAX_ID_LENGTH, HasMetadata
-from .accounts import Account, Bucket, Movement
+from .accounts import Account, Bucket, Move
 
 UUID_LENGTH = 36
 HASH_LENGTH = 64
@@ -35,13 +37,15 @@ class LedgerTransactionRow(Base, table=True):
     model_id: str | None = column("model_id", text(MAX_ID_LENGTH), null=True)
     authorization_id: str | None = column("authorization_id", text(MAX_ID_LENGTH), null=True)
     metadata_json: str | None = Field(sa_column=Column("metadata", Text(), key="metadata_json"))
+    details_json: str | None = Field(sa_column=Column("details", Text(), key="details_json"))
     occurred_at: datetime = column("occurred_at", UtcDateTime())
 
 
 class LedgerEntryRow(Base, table=True):
     __tablename__ = "ledger_entries"
     __table_args__ = (
-        CheckConstraint("amount <> 0", name="ledger_entries_amount"),
+        # An entry of 0 is a touch of a wallet, which has a version of its own by it.
+        CheckConstraint("amount <> 0 OR wallet_version IS NOT NULL", name="ledger_entries_amount"),
         CheckConstraint(
             # A comparison with NULL is not false, and would pass.
             "(balance_before IS NULL AND balance_after IS NULL AND wallet_version IS NULL) OR "
@@ -122,7 +126,8 @@ for _table in (TRANSACTIONS, ENTRIES, LOG):
 class TransactionHeader(HasMetadata):
     """What an operation was: everything of a transaction but its entries.
 
-    ``owner_id`` is whose operation it is, ``authorization_id`` the ``jti`` of the queue's token.
+    ``owner_id`` is whose operation it is, ``authorization_id`` the ``jti`` of the queue's token. ``details_json`` is
+    what the request said that neither the other fields nor the entries tell, as canonical JSON; ``None`` for nothing.
     """
 
     transaction_id: str
@@ -139,13 +144,20 @@ class TransactionHeader(HasMetadata):
     model_id: str | None = None
     authorization_id: str | None = None
     metadata_json: str | None = None
+    details_json: str | None = None
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the request said that nothing else tells, by the names of its fields; a fresh copy each time."""
+        parsed: dict[str, Any] = {} if self.details_json is None else json.loads(self.details_json)
+        return parsed
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransactionDraft(TransactionHeader):
-    """A transaction that is decided but not written: movements instead of entries."""
+    """A transaction that is decided but not written: moves instead of entries."""
 
-    movements: tuple[Movement, ...]
+    moves: tuple[Move, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +190,7 @@ class LedgerTransaction(TransactionHeader):
     def entry(self, account: Account) -> LedgerEntry:
         """The entry on that account. Raises ``KeyError`` if the transaction did not touch it."""
         for entry in self.entries:
-            if entry.account == account:
+            if entry.bucket == account.bucket and entry.account_id == account.account_id:
                 return entry
         raise KeyError(account)
 

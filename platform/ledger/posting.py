@@ -1,28 +1,27 @@
-"""From what was decided to what is recorded: a draft's movements and the wallets they changed make the entries."""
+"""From what was decided to what is recorded: a draft's moves and the wallets they changed make the entries."""
 
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
-from .accounts import ISSUER, Account, is_legal, net
+from .accounts import Account, has_wallet, is_legal, net
 from .models import LedgerEntry, LedgerTransaction, TransactionDraft, WalletState
 
 _ACCOUNT = attrgetter("account_id", "bucket")
 
 
-def post(draft: TransactionDraft, wallets: Mapping[str, WalletState], **known: str) -> LedgerTransaction:
-    """The transaction that the draft becomes when these are the wallets after it, by account id.
+def post(draft: TransactionDraft, wallets: Mapping[str, WalletState]) -> LedgerTransaction:
+    """The transaction that the draft becomes when these are the wallets after it, by owner.
 
-    ``known`` are fields that only the writing has told. The entries derive from the movements, so they
-    sum to zero. Raises ``ValueError`` for movements that the operation must not make, and for a wallet
-    that is not given.
+    The entries derive from the moves, so they sum to zero. Raises ``ValueError`` for moves that the operation must
+    not make, and for a wallet that is not given.
     """
-    if not is_legal(draft.operation, draft.movements):
-        raise ValueError(f"{draft.operation} must not make the movements {draft.movements}")
-    changes = net(draft.movements)
-    if missing := [a for a in changes if a.account_id not in wallets and a != ISSUER]:
+    if not is_legal(draft.operation, draft.owner_id, draft.model_id, draft.moves):
+        raise ValueError(f"{draft.operation} must not make the moves {draft.moves}")
+    changes = net(draft.moves)
+    if missing := [a for a in changes if a.account_id not in wallets and has_wallet(a.account_id)]:
         raise ValueError(f"{draft.operation} was posted without the wallets of {missing}")
-    header = vars(draft) | known
-    del header["movements"]
+    header = vars(draft).copy()
+    del header["moves"]
     entries = (_entry(a, amount, wallets.get(a.account_id), draft) for a, amount in changes.items())
     return LedgerTransaction(**header, entries=in_order(entries))
 

@@ -21,7 +21,7 @@ from ..core.values import (
     plain_string,
 )
 from . import store
-from .accounts import OWNER_KIND, Account, Bucket, earned
+from .accounts import PLATFORM, WALLETS, Account, accounts_of, earned, has_wallet
 from .models import EarningsPeriod, LedgerTransaction, StatementLine
 from .periods import period_edges
 from .sealing import LedgerLog
@@ -89,10 +89,10 @@ class LedgerService(LedgerLog):
     ) -> Page[StatementLine]:
         """A page of a statement: the entries on an owner's accounts in one currency, in the order of posting.
 
-        ``account_id`` is ``user:…``, ``model:…`` or ``platform:issuer``; ``bucket`` narrows it to one
-        account, the other filters to transactions that have these values, ``since`` (inclusive) and
-        ``until`` (exclusive) to the time of posting, in any UTC offset. Pages of users and models stay
-        right while entries arrive, since a wallet's entries are never posted into its past; the
+        ``account_id`` is ``user:…``, ``model:…`` or an account of the platform's, like ``platform:issuer``;
+        ``bucket`` narrows it to one account, the other filters to transactions that have these values,
+        ``since`` (inclusive) and ``until`` (exclusive) to the time of posting, in any UTC offset. Pages of users and
+        models stay right while entries arrive, since a wallet's entries are never posted into its past; the
         platform has no wallet, and its entries have the times of the clients' clocks. Raises ``InvalidRequestError``,
         ``StorageUnavailableError``.
         """
@@ -122,7 +122,7 @@ class LedgerService(LedgerLog):
         if not isinstance(account, tuple) or len(account) != 2 or account[1] is None:
             raise InvalidRequestError(field="account", value=account, expected="an account id with a bucket")
         (account,) = _accounts(*account)
-        if OWNER_KIND[account.bucket] == "platform":
+        if not has_wallet(account.account_id):
             raise InvalidRequestError(field="account", value=account, expected="an account of a user or a model")
         currency = check_code("currency", currency)
         if (at is None) == (version is None):
@@ -156,19 +156,20 @@ class LedgerService(LedgerLog):
             return store.earned_between(connection, account, currency, edges)
 
 
+OWNERS = ", ".join([*(f"{kind}:…" for kind in WALLETS), *(account.account_id for account in PLATFORM)])
+
+
 def _accounts(account_id: str, bucket: str | None) -> list[Account]:
     text = plain_string(account_id) or ""
-    kind, separator, owner = text.partition(":")
-    wanted = list(Bucket) if bucket is None else [plain_string(bucket)]
-    buckets = [b for b, owner_kind in OWNER_KIND.items() if owner_kind == kind and b in wanted]
-    if not separator:
-        buckets = []
-    if not buckets and bucket is not None and kind in OWNER_KIND.values():
-        raise InvalidRequestError(field="bucket", value=bucket, expected=f"a bucket of a {kind}")
-    if not buckets:
-        raise InvalidRequestError(field="account_id", value=account_id, expected="user:…, model:… or platform:issuer")
+    kind, _, owner = text.partition(":")
+    accounts = accounts_of(text)
+    if not accounts:
+        raise InvalidRequestError(field="account_id", value=account_id, expected=f"one of {OWNERS}")
     check_identifier("account_id", owner)
-    return [Account(text, Bucket(b)) for b in buckets]
+    wanted = accounts if bucket is None else [each for each in accounts if each.bucket == plain_string(bucket)]
+    if not wanted:
+        raise InvalidRequestError(field="bucket", value=bucket, expected=f"a bucket of a {kind}")
+    return list(wanted)
 
 
 FILTERS = {

@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from ..core.models import UtcDateTime
 from ..core.rows import insert_rows
-from .accounts import WALLET_OF, Account, Operation
+from .accounts import CHART, Account, InHold, accounts_of
 from .models import (
     ENTRIES,
     TRANSACTIONS,
@@ -69,10 +69,16 @@ def recording(*, source: str, values: Mapping[str, str]) -> str:
     """
     header = [values.get(column.key) or parameter(column) for column in HEADER]
     return f"""
-    INSERT INTO ledger_transactions ({_lines(column.name for column in HEADER)})
+    INSERT INTO {TRANSACTIONS} ({_lines(column.name for column in HEADER)})
     SELECT {_lines(header)}
     FROM {source}
     RETURNING transaction_id, owner_id, currency"""
+
+
+def unused_key() -> str:
+    """The SQL condition that the owner has recorded nothing under this operation and key."""
+    key = " AND ".join(f"{name} = %({name})s::varchar" for name in KEY)
+    return f"NOT EXISTS (SELECT FROM {TRANSACTIONS} WHERE {key})"
 
 
 def _lines(parts: Iterable[str]) -> str:
@@ -80,7 +86,7 @@ def _lines(parts: Iterable[str]) -> str:
     return fill(", ".join(parts), width=100, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
 
 
-def posting(*, wallets: str, entries: Sequence[str]) -> str:
+def posting(*, wallets: Sequence[str], entries: Sequence[str]) -> str:
     """The part that posts the entries of the part ``recorded``, as the wallets are by then.
 
     An entry is the SQL of its account, bucket, amount, balance after, version and time of posting.
@@ -88,17 +94,17 @@ def posting(*, wallets: str, entries: Sequence[str]) -> str:
     names = "account_id, bucket, amount, balance_after, wallet_version, posted_at"
     lines = ",\n        ".join(entries)
     return f"""
-    INSERT INTO ledger_entries (transaction_id, owner_id, currency, {names}, balance_before)
+    INSERT INTO {ENTRIES} (transaction_id, owner_id, currency, {names}, balance_before)
     SELECT recorded.transaction_id, recorded.owner_id, recorded.currency, {names}, balance_after - amount
-    FROM recorded, {wallets}, LATERAL (VALUES
+    FROM {", ".join(["recorded", *wallets])}, LATERAL (VALUES
         {lines}
     ) AS entry ({names})"""
 
 
-def parameter(column: Column[Any]) -> str:
-    """A column's value as a parameter of PostgreSQL's driver, with its type."""
+def parameter(column: Column[Any], name: str | None = None) -> str:
+    """A column's value as a parameter of PostgreSQL's driver, by its own or another name, with its type."""
     types = {UtcDateTime: "timestamptz", BigInteger: "bigint"}
-    return f"%({column.key})s::{types.get(type(column.type), 'varchar')}"
+    return f"%({name or column.key})s::{types.get(type(column.type), 'varchar')}"
 
 
 def with_recorded(source: FromClause, asked: FromClause) -> FromClause:
@@ -115,7 +121,9 @@ def transactions(connection: Connection, ids: Sequence[str]) -> list[LedgerTrans
 def transactions_of_escrow(connection: Connection, escrow_id: str) -> list[LedgerTransaction]:
     """The transactions of an escrow item: the hold, and what ended it."""
     found = _transactions(connection, TRANSACTIONS.c.escrow_id == escrow_id)
-    return sorted(found, key=lambda transaction: transaction.operation != Operation.HOLD)
+    return sorted(
+        found, key=lambda each: each.operation not in CHART or CHART[each.operation].hold is not InHold.BEGINS
+    )
 
 
 def _transactions(connection: Connection, which: ColumnElement[bool]) -> list[LedgerTransaction]:
@@ -210,7 +218,7 @@ def balance_at_version(connection: Connection, account: Account, currency: str, 
     last = select(ENTRIES.c.balance_after).where(*_on(account, currency), ENTRIES.c.wallet_version <= version)
     last = last.order_by(ENTRIES.c.wallet_version.desc()).limit(1)
     # Another bucket of the wallet may have had the latest change.
-    siblings = [Account(account.account_id, bucket) for bucket in WALLET_OF[account.bucket]]
+    siblings = accounts_of(account.account_id)
     newest = (select(func.max(ENTRIES.c.wallet_version)).where(*_on(each, currency)) for each in siblings)
     row = connection.execute(select(*(part.scalar_subquery() for part in (last, *newest)))).one()
     return None if version > max(reached or 0 for reached in row[1:]) else row[0] or 0

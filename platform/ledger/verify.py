@@ -5,7 +5,7 @@ little memory whatever the ledger's size. The statements take ``{scope}`` fragme
 narrowed to what came after a position of the log.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from sqlalchemy import Connection, text
 
 from ..core.values import MAX_POINTS
 from . import log_store
-from .accounts import ISSUER, LEGAL_MOVEMENTS, OWNER_KIND, Bucket
-from .models import LogHead
+from .accounts import CHART, PLATFORM, WALLETS, InHold, Shape, operations_that, shapes
+from .models import ENTRIES, LOG, TRANSACTIONS, LogHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,22 @@ MOST_FINDINGS = 10_000
 Check = Callable[[Connection, int], Iterator[Finding]]
 
 # What came after a position: sealed later, or not sealed yet.
-_LATER = """NOT EXISTS (SELECT 1 FROM ledger_log l
-    WHERE l.transaction_id = {table}.transaction_id AND l.position <= :since)"""
-_TOUCHED_LATER = f"""(e.account_id, e.currency) IN (SELECT s.account_id, s.currency FROM ledger_entries s
+_LATER = f"""NOT EXISTS (SELECT 1 FROM {LOG} l
+    WHERE l.transaction_id = {{table}}.transaction_id AND l.position <= :since)"""
+_TOUCHED_LATER = f"""(e.account_id, e.currency) IN (SELECT s.account_id, s.currency FROM {ENTRIES} s
     WHERE {_LATER.format(table="s")})"""
 
-_ENDED_LATER = f"t.escrow_id IN (SELECT s.escrow_id FROM ledger_transactions s WHERE {_LATER.format(table='s')})"
+_ENDED_LATER = f"t.escrow_id IN (SELECT s.escrow_id FROM {TRANSACTIONS} s WHERE {_LATER.format(table='s')})"
 
 
-def _narrowed(statement: str, since: int) -> str:
+# The entries of a transaction in the order of their texts, which an aggregate of SQLite's takes from what it reads.
+_AGGREGATED = {
+    "postgresql": {"shape": """string_agg(entry, E'\n' ORDER BY entry COLLATE "C")""", "order": ""},
+    "sqlite": {"shape": "group_concat(entry, char(10))", "order": "ORDER BY t.transaction_id, entry"},
+}
+
+
+def _narrowed(statement: str, since: int, dialect: str) -> str:
     """The statement over everything, or over what came after a position."""
     later = {
         "transactions": _LATER.format(table="t"),
@@ -49,53 +56,66 @@ def _narrowed(statement: str, since: int) -> str:
         "wallets": _TOUCHED_LATER,
         "escrows": _ENDED_LATER,
     }
-    return statement.format(**{name: fragment if since else "1 = 1" for name, fragment in later.items()})
+    scope = {name: fragment if since else "1 = 1" for name, fragment in later.items()}
+    return statement.format(**scope, **_AGGREGATED[dialect])
 
 
 def _rows(connection: Connection, statement: str, since: int, **parameters: Any) -> Iterator[dict[str, Any]]:
     used = {"limit": MOST_FINDINGS, **parameters} | ({"since": since} if since else {})
-    for row in connection.execute(text(_narrowed(statement, since)), used).all():
+    for row in connection.execute(text(_narrowed(statement, since, connection.dialect.name)), used).all():
         yield dict(row._mapping)
 
 
-# A bucket and a direction as a digit of a number: which entries a transaction has, in one sum.
-DIGITS = {(bucket, sign): 16 ** (2 * n + (sign < 0)) for n, bucket in enumerate(Bucket) for sign in (1, -1)}
-OTHER = 16 ** (2 * len(Bucket))
-SHAPES = {
-    operation: sum(DIGITS[source, -1] for source in {source for source, _ in movements})
-    + sum(DIGITS[target, 1] for _, target in movements)
-    for operation, movements in LEGAL_MOVEMENTS.items()
-}
-_SHAPE = " ".join(
-    f"WHEN e.bucket = '{bucket.value}' AND e.amount {'>' if sign > 0 else '<'} 0 THEN {digit}"
-    for (bucket, sign), digit in DIGITS.items()
+def _named(operations: Iterable[str]) -> str:
+    return ", ".join(f"'{operation}'" for operation in operations)
+
+
+def _is_a(kind: str) -> str:
+    return f"substr(e.account_id, 1, {len(kind) + 1}) = '{kind}:'"
+
+
+# What an entry is in its transaction (``accounts.Place``, and the sign of its amount), as text.
+_OF_PLATFORM = " OR ".join(f"(e.account_id = '{owner}' AND e.bucket = '{bucket}')" for owner, bucket in PLATFORM)
+_OF_WALLETS = " OR ".join(f"({_is_a(kind)} AND e.bucket IN ({_named(buckets)}))" for kind, buckets in WALLETS.items())
+_WHOSE = f"""CASE WHEN {_OF_PLATFORM} THEN e.account_id WHEN NOT ({_OF_WALLETS}) THEN 'nobody'
+        WHEN e.account_id = t.owner_id THEN 'own' WHEN {_is_a("user")} THEN 'another'
+        WHEN e.account_id = 'model:' || t.model_id THEN 'model' ELSE 'nobody' END"""
+_SIGN = "CASE WHEN e.amount < 0 THEN '-1' WHEN e.amount > 0 THEN '1' ELSE '0' END"
+_ENTRY = f"{_WHOSE} || ' ' || e.bucket || ' ' || {_SIGN}"
+
+
+def _text(shape: Shape) -> str:
+    """A shape as the statement puts it together: its entries in the order of their texts."""
+    return "\n".join(sorted(f"{whose} {bucket} {sign}" for whose, bucket, sign in shape))
+
+
+_LEGAL = " OR ".join(
+    "(operation = '{}' AND shape IN ({}))".format(name, ", ".join(f"'{_text(shape)}'" for shape in shapes(name)))
+    for name in CHART
 )
-_OWNER = " ".join(
-    f"WHEN e.bucket = '{bucket.value}' THEN "
-    + {
-        "user": "e.account_id = t.owner_id",
-        "model": "e.account_id = 'model:' || t.model_id",
-        "platform": f"e.account_id = '{ISSUER.account_id}'",
-    }[kind]
-    for bucket, kind in OWNER_KIND.items()
-)
+_AUTHORIZED = _named(name for name, law in CHART.items() if law.authorized)
+_OF_HOLDS = _named(name for name, law in CHART.items() if law.hold)
+_KNOWN = _named(CHART)
 
 _TRANSACTIONS = f"""
     WITH found AS MATERIALIZED (
         SELECT * FROM (
-            SELECT t.transaction_id, t.operation, t.authorization_id, t.escrow_id, COUNT(e.amount) AS entries,
-                COALESCE(SUM(e.amount >> 32), 0) * 4294967296 + COALESCE(SUM(e.amount & 4294967295), 0) AS total,
-                SUM(CASE {_SHAPE} ELSE {OTHER} END) AS shape,
-                SUM(CASE WHEN e.owner_id = t.owner_id AND e.currency = t.currency
-                    AND CASE {_OWNER} ELSE 1 = 0 END THEN 0 ELSE 1 END) AS foreign_entries
-            FROM ledger_transactions t LEFT JOIN ledger_entries e ON e.transaction_id = t.transaction_id
-            WHERE {{transactions}}
-            GROUP BY t.transaction_id, t.owner_id
+            SELECT transaction_id, operation, authorization_id, escrow_id, COUNT(amount) AS entries,
+                COALESCE(SUM(amount >> 32), 0) * 4294967296 + COALESCE(SUM(amount & 4294967295), 0) AS total,
+                {{shape}} AS shape, SUM(foreign_entry) AS foreign_entries
+            FROM (
+                SELECT t.transaction_id, t.owner_id, t.operation, t.authorization_id, t.escrow_id, e.amount,
+                    {_ENTRY} AS entry,
+                    CASE WHEN e.owner_id = t.owner_id AND e.currency = t.currency THEN 0 ELSE 1 END AS foreign_entry
+                FROM {TRANSACTIONS} t LEFT JOIN {ENTRIES} e ON e.transaction_id = t.transaction_id
+                WHERE {{transactions}}
+                {{order}}
+            ) t
+            GROUP BY transaction_id, owner_id, operation, authorization_id, escrow_id
         ) t
-        WHERE total <> 0 OR entries = 0 OR foreign_entries > 0
-           OR shape <> CASE operation {" ".join(f"WHEN '{o}' THEN {s}" for o, s in SHAPES.items())} ELSE -1 END
-           OR (authorization_id IS NULL) <> (operation IN ('credit', 'hold'))
-           OR (escrow_id IS NULL) <> (operation = 'credit')
+        WHERE total <> 0 OR entries = 0 OR foreign_entries > 0 OR operation NOT IN ({_KNOWN}) OR NOT ({_LEGAL})
+           OR (authorization_id IS NOT NULL) <> (operation IN ({_AUTHORIZED}))
+           OR (escrow_id IS NOT NULL) <> (operation IN ({_OF_HOLDS}))
     )
     SELECT * FROM found LIMIT :limit
 """
@@ -104,38 +124,41 @@ _TRANSACTIONS = f"""
 def _transactions(connection: Connection, since: int) -> Iterator[Finding]:
     """Transactions whose entries do not sum to zero or are not those of their operation."""
     for row in _rows(connection, _TRANSACTIONS, since):
-        ids = {"transaction_id": row["transaction_id"]}
-        operation, authorized = row["operation"], row["authorization_id"] is not None
+        ids, operation = {"transaction_id": row["transaction_id"]}, row["operation"]
+        law = CHART.get(operation)
+        if law is None:
+            expected = f"an operation that this release knows: {', '.join(CHART)}"
+            yield Finding(kind="operation_unknown", ids=ids, expected=expected, found=operation)
         if row["entries"] == 0:
             yield Finding(kind="transaction_without_entries", ids=ids, expected="entries", found=0)
         elif row["total"] != 0:
             yield Finding(kind="transaction_unbalanced", ids=ids, expected=0, found=int(row["total"]))
-        elif row["foreign_entries"] or row["shape"] != SHAPES.get(operation):
-            yield Finding(kind="illegal_movement", ids=ids, expected=f"the entries of a {operation}", found="others")
-        if authorized == (operation in {"credit", "hold"}):
-            expected = "an authorization" if not authorized else None
-            yield Finding(kind="authorization", ids=ids, expected=expected, found=row["authorization_id"])
-        if (row["escrow_id"] is None) != (operation == "credit"):
-            expected = None if operation == "credit" else "an escrow item"
-            yield Finding(kind="transaction_escrow", ids=ids, expected=expected, found=row["escrow_id"])
+        elif law and (row["foreign_entries"] or row["shape"] not in map(_text, shapes(operation))):
+            found = "others" if row["foreign_entries"] else row["shape"].split("\n")
+            yield Finding(kind="illegal_movement", ids=ids, expected=f"the entries of a {operation}", found=found)
+        if law and law.authorized != (row["authorization_id"] is not None):
+            needed = "an authorization" if law.authorized else None
+            yield Finding(kind="authorization", ids=ids, expected=needed, found=row["authorization_id"])
+        if law and (law.hold is not None) != (row["escrow_id"] is not None):
+            named = "an escrow item" if law.hold else None
+            yield Finding(kind="transaction_escrow", ids=ids, expected=named, found=row["escrow_id"])
 
 
-_ORPHANS = """
-    SELECT e.transaction_id, e.account_id, e.bucket FROM ledger_entries e
-    WHERE {entries} AND NOT EXISTS (SELECT 1 FROM ledger_transactions t WHERE t.transaction_id = e.transaction_id)
+_ORPHANS = f"""
+    SELECT e.transaction_id, e.account_id, e.bucket FROM {ENTRIES} e
+    WHERE {{entries}} AND NOT EXISTS (SELECT 1 FROM {TRANSACTIONS} t WHERE t.transaction_id = e.transaction_id)
     LIMIT :limit
 """
-_KEYS = """
-    SELECT owner_id, operation, idempotency_key, COUNT(*) AS uses FROM ledger_transactions t
-    WHERE {transactions} GROUP BY owner_id, operation, idempotency_key HAVING COUNT(*) > 1
+_KEYS = f"""
+    SELECT owner_id, operation, idempotency_key, COUNT(*) AS uses FROM {TRANSACTIONS} t
+    WHERE {{transactions}} GROUP BY owner_id, operation, idempotency_key HAVING COUNT(*) > 1
     LIMIT :limit
 """
-
-
-_ENDED_TWICE = """
+_ENDING = _named(operations_that(InHold.ENDS))
+_ENDED_TWICE = f"""
     SELECT escrow_id, COUNT(*) AS ends, MIN(transaction_id) AS one, MAX(transaction_id) AS other
-    FROM ledger_transactions t
-    WHERE operation NOT IN ('credit', 'hold') AND {escrows}
+    FROM {TRANSACTIONS} t
+    WHERE operation IN ({_ENDING}) AND {{escrows}}
     GROUP BY escrow_id HAVING COUNT(*) > 1
     LIMIT :limit
 """
@@ -161,7 +184,7 @@ def _keys(connection: Connection, since: int) -> Iterator[Finding]:
         yield Finding(kind="key_used_twice", ids=ids, expected=1, found=row["uses"])
 
 
-_HISTORY = """
+_HISTORY = f"""
     WITH found AS MATERIALIZED (
         SELECT * FROM (
             SELECT e.account_id, e.currency, e.bucket, e.transaction_id, e.amount, e.balance_before, e.balance_after,
@@ -171,8 +194,8 @@ _HISTORY = """
                 LAG(e.transaction_id) OVER of_wallet AS last_transaction,
                 LAG(e.posted_at) OVER of_wallet AS last_posted,
                 LAG(COALESCE(l.position, 0)) OVER of_wallet AS last_position
-            FROM ledger_entries e LEFT JOIN ledger_log l ON l.transaction_id = e.transaction_id
-            WHERE e.bucket <> 'issued' AND {wallets}
+            FROM {ENTRIES} e LEFT JOIN {LOG} l ON l.transaction_id = e.transaction_id
+            WHERE ({_OF_WALLETS}) AND {{wallets}}
             WINDOW of_account AS (PARTITION BY e.account_id, e.currency, e.bucket ORDER BY e.wallet_version),
                 of_wallet AS (PARTITION BY e.account_id, e.currency ORDER BY e.wallet_version, e.transaction_id)
         ) e

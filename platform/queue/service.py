@@ -7,17 +7,15 @@ from typing import Any, TypeVar, overload
 
 import jwt
 
-from ..core.errors import InvalidAuthorizationError, InvalidRequestError
+from ..core.errors import InvalidRequestError
+from ..core.refusals import InvalidAuthorizationError
 from ..core.values import check_identifier, check_time, checks_of, new_id, now, plain_string
-from ..wallets.authorization import (
-    AUTHORIZATION_OF,
-    QueueAuthorization,
-    QueuePartialSettlementAuthorization,
-    QueueRefundAuthorization,
-    QueueSettlementAuthorization,
-    action_fields,
-)
-from ..wallets.requests import EscrowPartialSettleRequest, EscrowRefundRequest, EscrowSettleRequest, Request
+from ..wallets.authorization import QueueAuthorization, action_fields
+from ..wallets.operation import Request
+from ..wallets.operations import BY_REQUEST
+from ..wallets.operations.partial_settle import EscrowPartialSettleRequest, QueuePartialSettlementAuthorization
+from ..wallets.operations.refund import EscrowRefundRequest, QueueRefundAuthorization
+from ..wallets.operations.settle import EscrowSettleRequest, QueueSettlementAuthorization
 from .models import AuthorizationKey, KeyMaterial
 
 A = TypeVar("A", bound=QueueAuthorization)
@@ -230,12 +228,13 @@ class QueueAuthorizer(AuthorizationVerifier):
     def authorize(self, request: Request, *, expires_in: timedelta = FIVE_MINUTES) -> QueueAuthorization:
         """Permit exactly what a request asks for, where the queue makes the request itself.
 
-        Raises ``InvalidRequestError`` for what is no request to settle, refund or settle in part.
+        Raises ``InvalidRequestError`` for what is no request that the queue decides on.
         """
-        kind = AUTHORIZATION_OF.get(type(request))
-        if kind is None:
+        operation = BY_REQUEST.get(type(request))
+        if operation is None or operation.authorization is None:
             given = f"a {type(request).__name__}"
-            raise InvalidRequestError(field="request", value=given, expected="one that ends a hold")
+            raise InvalidRequestError(field="request", value=given, expected="one that the queue decides on")
+        kind = operation.authorization
         return self._sign(kind, expires_in, **{name: getattr(request, name) for name in action_fields(kind)})
 
     def _sign(self, kind: type[A], expires_in: timedelta, **given: Any) -> A:

@@ -1,8 +1,8 @@
-"""The permission that the wallets need for every settlement and refund, and who grants it.
+"""The permission that the wallets need where the queue decides, and who grants it.
 
 An authorization is the queue's signed token in an envelope of readable fields. It checks nothing when
 it is built: the verifier judges it, and what counts is what the token says. The types of its fields
-say what the queue checks before it signs.
+say what the queue checks before it signs. Each operation that needs one declares its own.
 """
 
 from collections.abc import Hashable
@@ -11,8 +11,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, ClassVar, Protocol, cast
 
-from ..core.values import Identifier, Points, Reason, checks_of
-from .requests import EscrowPartialSettleRequest, EscrowRefundRequest, EscrowSettleRequest, Request
+from ..core.values import Identifier, Reason, checks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,33 +33,6 @@ class QueueAuthorization:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class QueueSettlementAuthorization(QueueAuthorization):
-    """Permits giving all of one hold to one model."""
-
-    action: ClassVar[str] = "settle"
-    model_id: Identifier
-    amount: Points
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class QueueRefundAuthorization(QueueAuthorization):
-    """Permits giving all of one hold back."""
-
-    action: ClassVar[str] = "refund"
-    amount: Points
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class QueuePartialSettlementAuthorization(QueueAuthorization):
-    """Permits one split of one hold."""
-
-    action: ClassVar[str] = "partial_settle"
-    model_id: Identifier
-    refund_amount: Points
-    settle_amount: Points
-
-
 def action_fields(kind: type[QueueAuthorization]) -> tuple[str, ...]:
     """The fields that say what is permitted: those of the authorization that its request has too."""
     return _action_fields(cast(Hashable, kind))
@@ -69,14 +41,6 @@ def action_fields(kind: type[QueueAuthorization]) -> tuple[str, ...]:
 @cache
 def _action_fields(kind: type[QueueAuthorization]) -> tuple[str, ...]:
     return tuple(name for name, _ in checks_of(kind))
-
-
-# What each request that ends a hold must come with.
-AUTHORIZATION_OF: dict[type[Request], type[QueueAuthorization]] = {
-    EscrowSettleRequest: QueueSettlementAuthorization,
-    EscrowRefundRequest: QueueRefundAuthorization,
-    EscrowPartialSettleRequest: QueuePartialSettlementAuthorization,
-}
 
 
 class Authorizer(Protocol):

@@ -6,15 +6,16 @@ from typing import Any
 from sqlalchemy import Column, Select, literal, select, union_all
 
 from ..core.database import Database
-from ..ledger.accounts import Bucket
+from ..ledger.accounts import WALLETS, Bucket
 from ..ledger.models import ENTRIES
 from ..ledger.store import exact, exact_sum
-from .models import ESCROW_ITEMS, MODEL_WALLETS, USER_WALLETS, EscrowStatus
+from .models import ESCROW_ITEMS, WALLET_TABLES, EscrowStatus
 
+# The columns that have the balances of a bucket: where owners of several kinds have it, of each.
 WALLET_COLUMNS = {
-    Bucket.AVAILABLE: USER_WALLETS.c.available,
-    Bucket.ESCROW: USER_WALLETS.c.escrow,
-    Bucket.EARNED: MODEL_WALLETS.c.earned,
+    bucket: [WALLET_TABLES[kind].c[bucket] for kind, buckets in WALLETS.items() if bucket in buckets]
+    for bucket in Bucket
+    if any(bucket in buckets for buckets in WALLETS.values())
 }
 
 
@@ -50,13 +51,14 @@ class Books:
 def books(database: Database) -> list[Books]:
     """The books of every currency, by name. Raises ``StorageUnavailableError``."""
     held = _sum("held", "held", ESCROW_ITEMS.c.amount).where(ESCROW_ITEMS.c.status == EscrowStatus.HELD)
-    wallets = (_sum("wallets", bucket, column) for bucket, column in WALLET_COLUMNS.items())
+    wallets = (_sum("wallets", bucket, column) for bucket, columns in WALLET_COLUMNS.items() for column in columns)
     entries = select(literal("ledger"), ENTRIES.c.bucket, ENTRIES.c.currency, *exact_sum(ENTRIES.c.amount))
     statement = union_all(entries.group_by(ENTRIES.c.bucket, ENTRIES.c.currency), held, *wallets)
     sums: dict[str, dict[str, dict[str, int]]] = {}
     with database.read() as connection:
         for source, bucket, currency, high, low in connection.execute(statement):
-            sums.setdefault(currency, {}).setdefault(source, {})[bucket] = exact(high, low)
+            totals = sums.setdefault(currency, {}).setdefault(source, {})
+            totals[bucket] = totals.get(bucket, 0) + exact(high, low)
     return [_books(currency, sums[currency]) for currency in sorted(sums)]
 
 

@@ -1,89 +1,73 @@
-"""The one way through, for one operation and for many: read → decide → write → commit → publish → respond.
+"""The one way through, for one operation and for many: decide → read → write → commit → announce → respond.
 
-On PostgreSQL one operation is tried at once, without the read: decided on a presumption, written where it holds.
+On PostgreSQL one operation is tried at once, without the read: written where every need of its decision is met.
 """
 
-import logging
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-from cachetools import TTLCache
 from sqlalchemy import Connection
 
-from ..core.database import Execute, HostSession, after_commit
+from ..core.database import Execute, HostSession
 from ..core.errors import WalletError
 from ..core.failures import Stale
-from ..core.values import new_id, now
+from ..core.values import canonical_json, new_id, now
 from ..events.service import EventBus
-from ..ledger.accounts import Operation, user_owner
-from ..ledger.models import LedgerTransaction
+from ..ledger.models import LedgerTransaction, TransactionDraft
 from ..ledger.service import LedgerService
-from . import rules, single, store
+from . import composer, locked
+from .announce import Announcer
 from .config import WalletConfig
-from .requests import (
-    EscrowHoldRequest,
-    EscrowPartialSettleRequest,
-    EscrowRefundRequest,
-    EscrowSettleRequest,
-    Request,
-    UserCreditRequest,
-)
-from .responses import Response
-from .unit_of_work import Keys, UnitOfWork
-from .views import audit_fields_of, event_of, request_of, response_of
+from .facts import Record
+from .operation import Decision, Occasion, Operation, Request, Response
+from .remembered import Remembered
+from .rows import Begun
+from .unit_of_work import IdempotencyKey, UnitOfWork
 
-log = logging.getLogger(__name__)
-audit = logging.getLogger("points_platform.audit")
+# The header's fields that a request may have by the same name.
+NAMED = ("escrow_id", "queue_item_id", "feature_type", "model_id")
 
-OPERATIONS: dict[type[Request], tuple[Operation, rules.Rule[Any]]] = {
-    UserCreditRequest: (Operation.CREDIT, rules.credit),
-    EscrowHoldRequest: (Operation.HOLD, rules.hold),
-    EscrowSettleRequest: (Operation.SETTLE, rules.settle),
-    EscrowRefundRequest: (Operation.REFUND, rules.refund),
-    EscrowPartialSettleRequest: (Operation.PARTIAL_SETTLE, rules.partial_settle),
-}
-Outcomes = Sequence[LedgerTransaction | WalletError]
-Permitted = tuple[Request, str | None] | WalletError
+
+class Permitted(NamedTuple):
+    """A request that may be carried out, and the id of the authorization that permits it, where it needs one."""
+
+    request: Request
+    authorization_id: str | None = None
 
 
 class Task(NamedTuple):
-    """A request that may be carried out, with all that it gets from outside, once for all attempts."""
+    """A request with all that it comes to, once for all attempts. ``currency`` is ``""`` where a row tells it."""
 
     request: Request
-    keys: Keys
-    rule: rules.Rule[Any]
-    occasion: rules.Occasion
+    key: IdempotencyKey
+    currency: str
+    decision: Decision
+    draft: TransactionDraft
     place: int | None = None
 
     def carry_out(self, work: UnitOfWork) -> LedgerTransaction:
-        """Decide and post, or find what the key has already done.
+        """Carry the decision out in memory, or find what the key has already done.
 
-        Refuses with ``IdempotencyConflictError``, then as the rule does.
+        Refuses with ``IdempotencyConflictError``, then as the needs do.
         """
-        recorded = work.recorded.get(self.keys.key)
+        recorded = work.recorded.get(self.key)
         if recorded is None:
-            return work.carry_out(self.rule(self.request, work.state(self.keys), self.occasion))
-        return self.answered_by(recorded)
+            return work.carry_out(self.decision, self.draft)
+        Record(recorded).check_repeats(self.request, currency=self.currency)
+        return recorded
 
     def replayed(self, transaction: LedgerTransaction) -> bool:
         """By id, so that an answer lost at the commit and found by the retry is still the first one."""
-        return transaction.transaction_id != self.occasion.transaction_id
+        return transaction.transaction_id != self.draft.transaction_id
 
     def is_done(self, work: UnitOfWork) -> bool:
         """Whether an earlier attempt of this very call is what the key stands for."""
-        recorded = work.recorded.get(self.keys.key)
+        recorded = work.recorded.get(self.key)
         return recorded is not None and not self.replayed(recorded)
-
-    def answered_by(self, recorded: LedgerTransaction) -> LedgerTransaction:
-        """The recorded transaction, if it is this request's. Refuses with ``IdempotencyConflictError``."""
-        rules.check_same_request(self.request, request_of(recorded), currency=self.keys.currency)
-        return recorded
 
 
 @dataclass
@@ -92,160 +76,163 @@ class Batch:
 
     tasks: Sequence[Task]
     atomic: bool
-    outcomes: Outcomes = ()
+    outcomes: Sequence[LedgerTransaction | WalletError] = ()
 
 
 class Executor:
-    """Carries requests out on a ledger's database, once each, and announces what has been committed."""
+    """Carries requests out on a ledger's database, once each, and has announced what was committed."""
 
     def __init__(self, ledger: LedgerService, events: EventBus | None, config: WalletConfig) -> None:
         self._ledger = ledger
         self._database = ledger.database
-        self._events = events
         self._config = config
-        self._cache: TTLCache[tuple[str, str, str], LedgerTransaction] = TTLCache(
-            maxsize=config.idempotency_cache_size,
-            ttl=config.idempotency_cache_ttl_s,
-            timer=lambda: time.monotonic(),  # looked up at each call, so that frozen time freezes it too
-        )
-        self._cache_lock = threading.Lock()
+        self._remembered = Remembered(config)
+        self._announcer = Announcer(ledger, events)
 
-    def one(self, request: Request, authorization_id: str | None = None, *, session: HostSession) -> Response:
+    def one(self, operation: Operation[Any, Any], asked: Permitted, *, session: HostSession) -> Response:
         """Carry one request out. Raises its refusal, ``OptimisticLockError``, ``StorageUnavailableError``."""
-        task = self._task(request, authorization_id, now())
-        transaction: LedgerTransaction | WalletError | None = self._cached(task)
-        if transaction is None:
-            outcomes: Outcomes = self._database.run(
-                partial(self._attempt, Batch([task], atomic=True)),
-                retry=self._config.retry,
-                session=session,
-                at_once=partial(self._attempt_at_once, task),
-            )
-            transaction = outcomes[0]
-            self._finish([task], outcomes, session, cache=True)
-        return cast(Response, _answer(task, transaction))
+        request = asked.request
+        key, currency = (request.owner_id, operation.name, request.idempotency_key), self._currency(operation, request)
+        record = self._remembered.get(key)
+        if record is not None:
+            record.check_repeats(request, currency=currency)
+            return record.response(replayed=True)
+        task = _task(operation, asked, key, currency, now())
+        [transaction] = self._database.run(
+            partial(self._attempt, Batch([task], atomic=True)),
+            retry=self._config.retry,
+            session=session,
+            at_once=partial(self._attempt_at_once, task),
+        )
+        # One refusal would have been raised.
+        return self._committed(task, cast(LedgerTransaction, transaction), session, remember=True)
 
-    def many(self, asked: Sequence[Permitted], *, session: HostSession, atomic: bool) -> list[Response | WalletError]:
+    def many(
+        self,
+        operation: Operation[Any, Any],
+        asked: Sequence[Permitted | WalletError],
+        *,
+        session: HostSession,
+        atomic: bool,
+    ) -> list[Response | WalletError]:
         """Carry requests of one kind out in one transaction, each on what the ones before it have left.
 
         Each has its response or its refusal; what is refused already stays so. If ``atomic`` the first
         refusal is raised, with its place as ``index`` in its details. Raises ``OptimisticLockError`` and
-        ``StorageUnavailableError``, for all. Neither asks nor fills the cache: one read serves all.
+        ``StorageUnavailableError``, for all. Neither asks what is remembered nor adds to it: one read serves all.
         """
         answers: list[Any] = list(asked)
-        at = now()
-        tasks = [self._task(*each, at, place) for place, each in enumerate(asked) if not isinstance(each, WalletError)]
+        tasks = list(self._tasks(operation, asked))
         if tasks:
-            outcomes: Outcomes = self._database.run(
+            outcomes: Sequence[LedgerTransaction | WalletError] = self._database.run(
                 partial(self._attempt, Batch(tasks, atomic)), retry=self._config.retry, session=session
             )
             for task, outcome in zip(tasks, outcomes, strict=True):
-                answers[task.place or 0] = _answer(task, outcome)
-            self._finish(tasks, outcomes, session)
+                answers[task.place or 0] = (
+                    outcome
+                    if isinstance(outcome, WalletError)
+                    else self._committed(task, outcome, session, remember=False)
+                )
         return answers
 
-    def _task(self, request: Request, authorization_id: str | None, at: datetime, place: int | None = None) -> Task:
-        operation, rule = OPERATIONS[type(request)]
-        begins = operation in (Operation.CREDIT, Operation.HOLD)
-        keys = Keys(
-            owner_id=user_owner(request.user_id),
-            operation=operation.value,
-            idempotency_key=request.idempotency_key,
-            escrow_id=getattr(request, "escrow_id", None),
-            user_id=request.user_id,
-            model_id=getattr(request, "model_id", None),
-            currency=request.currency or (self._config.default_currency if begins else None),
-        )
-        occasion = rules.Occasion(transaction_id=new_id(), escrow_id=new_id(), at=at, authorization_id=authorization_id)
-        return Task(request, keys, rule, occasion, place)
+    def _tasks(self, operation: Operation[Any, Any], asked: Sequence[Permitted | WalletError]) -> Iterator[Task]:
+        at = now()
+        for place, each in enumerate(asked):
+            if not isinstance(each, WalletError):
+                key = each.request.owner_id, operation.name, each.request.idempotency_key
+                yield _task(operation, each, key, self._currency(operation, each.request), at, place)
+
+    def _currency(self, operation: Operation[Any, Any], request: Any) -> str:
+        """What the request says, or what is meant where it says nothing."""
+        default = "" if operation.currency_of_hold else self._config.default_currency
+        return request.currency or default
 
     def _attempt_at_once(
         self, task: Task, execute: Execute, connect: Callable[[], AbstractContextManager[Connection]]
-    ) -> list[LedgerTransaction | WalletError]:
-        """On the presumption that nothing stands against it, in one statement; where something does, see what."""
-        presumed = rules.presume(task.request, task.keys.currency, task.occasion.at)
-        decision = task.rule(task.request, presumed, task.occasion)
-        transaction = single.carry_out(execute, decision, lock_timeout=self._database.lock_timeout)
+    ) -> list[LedgerTransaction]:
+        """In one statement, where every need is met; where one is not, see which."""
+        timeout = self._database.lock_timeout
+        transaction = composer.carry_out(execute, task.decision, task.draft, lock_timeout=timeout)
         if transaction is not None:
             return [transaction]
         with connect() as connection:
-            work = store.read(connection, store.ask(connection, [task.keys]))
+            work = locked.read(connection, [locked.Wanted.by(task.decision, task.draft)])
         recorded = task.carry_out(work)
         if work.posted:
             raise Stale
         return [recorded]
 
-    def _attempt(self, batch: Batch, connection: Connection, locked: bool) -> Outcomes:
+    def _attempt(self, batch: Batch, connection: Connection, lock: bool) -> Sequence[LedgerTransaction | WalletError]:
         """Read, decide, write, in one transaction; or find what the keys have already done."""
-        asked = store.ask(connection, [task.keys for task in batch.tasks])
-        if locked or asked.many:
+        wanted = [locked.Wanted.by(task.decision, task.draft) for task in batch.tasks]
+        if lock or len(wanted) > 1:
             # The read is a statement of its own, after the wait: a locking read that waited sees the new
             # row beside an old snapshot of everything else.
-            store.lock(connection, asked)
-        work = store.read(connection, asked)
+            locked.lock(connection, wanted)
+        work = locked.read(connection, wanted)
         if batch.outcomes and any(task.is_done(work) for task in batch.tasks):
             return batch.outcomes  # the last attempt was committed, and only its answer was lost
         outcomes = [_outcome(task, work, batch.atomic) for task in batch.tasks]
         # ── after this line the operations succeed, or are tried again whole ──
         if work.posted:
-            store.write(connection, work)
+            locked.write(connection, work)
             self._ledger.record(connection, work.posted)
         batch.outcomes = outcomes
         return outcomes
 
-    def _cached(self, task: Task) -> LedgerTransaction | None:
-        with self._cache_lock:
-            recorded = self._cache.get(task.keys.key)
-        return None if recorded is None else task.answered_by(recorded)
+    def _committed(
+        self, task: Task, transaction: LedgerTransaction, session: HostSession, *, remember: bool
+    ) -> Response:
+        """What follows a commit, the caller's or our own; the answer."""
+        record, replayed = Record(transaction), task.replayed(transaction)
+        if session is None:
+            if remember:
+                self._remembered.keep(record)
+            if not replayed:
+                self._announcer.announce(record)
+        elif not replayed:
+            self._announcer.announce_after(session, transaction.transaction_id)
+        return record.response(replayed=replayed)
 
-    def _finish(
-        self,
-        tasks: Sequence[Task],
-        outcomes: Sequence[LedgerTransaction | WalletError],
-        session: HostSession,
-        *,
-        cache: bool = False,
-    ) -> None:
-        """What follows a commit, the caller's or our own: nothing here can change the outcome any more."""
-        for task, outcome in zip(tasks, outcomes, strict=True):
-            if isinstance(outcome, WalletError):
-                continue
-            if session is None:
-                self._committed(outcome, cache=cache, announce=not task.replayed(outcome))
-            elif not task.replayed(outcome):
-                after_commit(session, self, outcome.transaction_id, self._joined_committed)
 
-    def _committed(self, transaction: LedgerTransaction, *, cache: bool, announce: bool) -> None:
-        if cache and self._cache.maxsize:
-            with self._cache_lock:
-                self._cache[transaction.owner_id, transaction.operation, transaction.idempotency_key] = transaction
-        if announce:
-            if audit.isEnabledFor(logging.INFO):
-                fields = audit_fields_of(transaction)
-                audit.info("%s %s", transaction.operation, transaction.transaction_id, extra=fields)
-            if self._events is not None:
-                self._publish(self._events, transaction)
+def _task(
+    operation: Operation[Any, Any],
+    asked: Permitted,
+    key: IdempotencyKey,
+    currency: str,
+    at: datetime,
+    place: int | None = None,
+) -> Task:
+    occasion = Occasion(transaction_id=new_id(), made_id=new_id(), at=at, currency=currency)
+    decision = operation.decide(asked.request, occasion)
+    return Task(asked.request, key, currency, decision, _draft(operation, asked, occasion, decision), place)
 
-    def _publish(self, events: EventBus, transaction: LedgerTransaction) -> None:
-        try:
-            events.publish(event_of(transaction))
-        except Exception:
-            log.warning(
-                "the event bus failed on event %s",
-                transaction.transaction_id,
-                exc_info=True,
-                extra={"event_id": transaction.transaction_id, "operation": transaction.operation},
-            )
 
-    def _joined_committed(self, transaction_ids: list[str]) -> None:
-        """After the caller's commit: announce what a fresh read finds, since savepoints may have been undone."""
-        try:
-            found = self._ledger.transactions(transaction_ids)
-        except WalletError:
-            log.warning("no events for committed transactions", exc_info=True, extra={"event_ids": transaction_ids})
-            return
-        for transaction in found:
-            self._committed(transaction, cache=False, announce=True)
+def _draft(
+    operation: Operation[Any, Any], asked: Permitted, occasion: Occasion, decision: Decision
+) -> TransactionDraft:
+    """The header of the transaction, as far as the request tells it, and the moves."""
+    request: Any = asked.request
+    details = {name: getattr(request, name) for name in operation.details if getattr(request, name) is not None}
+    named = {name: getattr(request, name, None) for name in NAMED}
+    for row in decision.rows:
+        if isinstance(row, Begun):
+            named |= row.tells
+    return TransactionDraft(
+        transaction_id=occasion.transaction_id,
+        owner_id=request.owner_id,
+        operation=operation.name,
+        idempotency_key=request.idempotency_key,
+        request_id=request.request_id,
+        reason=request.reason,
+        currency=occasion.currency,
+        occurred_at=occasion.at,
+        authorization_id=asked.authorization_id,
+        metadata_json=None if request.metadata is None else canonical_json(request.metadata),
+        details_json=canonical_json(details) if details else None,
+        moves=decision.moves,
+        **named,
+    )
 
 
 def _outcome(task: Task, work: UnitOfWork, atomic: bool) -> LedgerTransaction | WalletError:
@@ -264,7 +251,3 @@ def refused(refusal: WalletError, place: int, *, atomic: bool) -> WalletError:
         raise refusal
     refusal.__cause__ = refusal.__context__ = None  # their frames would keep all that the batch has
     return refusal.with_traceback(None)
-
-
-def _answer(task: Task, outcome: LedgerTransaction | WalletError) -> Response | WalletError:
-    return outcome if isinstance(outcome, WalletError) else response_of(outcome, replayed=task.replayed(outcome))

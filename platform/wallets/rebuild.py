@@ -1,4 +1,4 @@
-"""What the wallets and escrow items must be, computed from the ledger alone; comparing, and putting right."""
+"""Comparing wallets, escrow items and claims with what the ledger says of them, and putting them right."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -6,41 +6,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TextIO
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Select,
-    Table,
-    and_,
-    case,
-    cast,
-    delete,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Table, and_, delete, insert, or_, select, update
 
 from ..core.database import Database, Retry
 from ..core.errors import InvalidRequestError
-from ..ledger.accounts import Bucket, Operation
-from ..ledger.models import ENTRIES, LOG, TRANSACTIONS, LogHead
-from ..ledger.store import exact_sum
-from ..ledger.transfer import import_log
-from .models import ESCROW_ITEMS, MODEL_WALLETS, USER_WALLETS, EscrowStatus
+from ..ledger.files import import_log
+from ..ledger.models import LogHead
+from .expected import EXPECTED, EXPLAINED
 
 log = logging.getLogger(__name__)
 
 MOST_DRIFTS = 10_000
 REPAIR = Retry(attempts=3, backoff=0.1)
-STATUS_AFTER = {
-    Operation.SETTLE.value: EscrowStatus.SETTLED.value,
-    Operation.REFUND.value: EscrowStatus.REFUNDED.value,
-    Operation.PARTIAL_SETTLE.value: EscrowStatus.PARTIALLY_SETTLED.value,
-}
 Row = dict[str, Any]
 
 
@@ -64,7 +41,7 @@ class Drift:
 
 
 def drifts(connection: Connection, *, since: int = 0, limit: int = MOST_DRIFTS) -> Iterator[Drift]:
-    """Wallets and escrow items that are not what the ledger says, at most so many of a table.
+    """Wallets, escrow items and claims that are not what the ledger says, at most so many of a table.
 
     With ``since``, only what was touched after that position of the log. Raises SQLAlchemy's errors, which
     ``Database.snapshot`` translates.
@@ -90,7 +67,7 @@ def apply(database: Database, drift: Drift) -> bool:
 
 
 def restore(database: Database, file: TextIO, *, progress: Callable[[int], object] = lambda position: None) -> LogHead:
-    """Write an exported log into an empty database, with the wallets and escrow items that follow from it.
+    """Write an exported log into an empty database, with the wallets, escrow items and claims that follow from it.
 
     Goes on where an interrupted import of the same file stopped. Raises ``InvalidRequestError`` that
     names the line of a damaged file, or the database if it holds something else;
@@ -100,7 +77,7 @@ def restore(database: Database, file: TextIO, *, progress: Callable[[int], objec
 
 
 def fill_empty(connection: Connection) -> None:
-    """Write all wallets and escrow items into their empty tables. Raises ``InvalidRequestError`` if one is not."""
+    """Write all wallets, escrow items and claims. Raises ``InvalidRequestError`` if one of the tables is not empty."""
     _check_empty(connection)
     for table, expected in EXPECTED.items():
         connection.execute(insert(table).from_select([column.key for column in table.c], expected({}, 0)))
@@ -149,111 +126,3 @@ def _drift(table: Table, expected: Row | None, found: Row | None) -> Drift:
     row = expected or found or {}
     key = {column.key: row[column.key] for column in table.primary_key}
     return Drift(table=table.name, key=key, expected=expected, found=found)
-
-
-def _expected_wallets(kind: str, buckets: tuple[Bucket, ...], key: dict[str, str], since: int) -> Select[Any]:
-    """The rows of a wallet table as the entries give them; for one key, or all."""
-    owner = f"{kind}_id"
-    statement = (
-        select(
-            func.substr(ENTRIES.c.account_id, len(kind) + 2).label(owner),
-            ENTRIES.c.currency,
-            *(_sum(bucket).label(bucket.value) for bucket in buckets),
-            func.max(ENTRIES.c.wallet_version).label("version"),
-            func.min(ENTRIES.c.posted_at).label("created_at"),
-            func.max(ENTRIES.c.posted_at).label("updated_at"),
-        )
-        .where(ENTRIES.c.bucket.in_([bucket.value for bucket in buckets]))
-        .group_by(ENTRIES.c.account_id, ENTRIES.c.currency)
-    )
-    if key:
-        account_id = f"{kind}:{key[owner]}"
-        statement = statement.where(ENTRIES.c.account_id == account_id, ENTRIES.c.currency == key["currency"])
-    if since:
-        other = ENTRIES.alias("later")
-        touched = select(other.c.account_id).where(_sealed_after(other.c.transaction_id, since))
-        statement = statement.where(ENTRIES.c.account_id.in_(touched))
-    return statement
-
-
-def _sum(bucket: Bucket) -> ColumnElement[int]:
-    high, low = exact_sum(case((ENTRIES.c.bucket == bucket.value, ENTRIES.c.amount), else_=0))
-    return cast(high * 2**32 + low, BigInteger)
-
-
-def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
-    """The rows of the escrow items as the holds, and what ended them, give them."""
-    hold, end = TRANSACTIONS.alias("hold"), TRANSACTIONS.alias("ended_by")
-    held, to_model, to_user = ENTRIES.alias("held"), ENTRIES.alias("to_model"), ENTRIES.alias("to_user")
-    ended = and_(
-        end.c.escrow_id == hold.c.escrow_id,
-        end.c.owner_id == hold.c.owner_id,
-        end.c.operation.in_(list(STATUS_AFTER)),
-    )
-    joined = (
-        hold.join(held, _entry_of(held, hold, Bucket.ESCROW))
-        .outerjoin(end, ended)
-        .outerjoin(to_model, _entry_of(to_model, end, Bucket.EARNED))
-        .outerjoin(to_user, _entry_of(to_user, end, Bucket.AVAILABLE))
-    )
-    columns = {
-        "escrow_id": hold.c.escrow_id,
-        "user_id": func.substr(hold.c.owner_id, len("user:") + 1),
-        "currency": hold.c.currency,
-        "amount": held.c.amount,
-        "status": func.coalesce(case(STATUS_AFTER, value=end.c.operation), EscrowStatus.HELD.value),
-        "queue_item_id": hold.c.queue_item_id,
-        "feature_type": hold.c.feature_type,
-        "reason": hold.c.reason,
-        "metadata_json": hold.c.metadata_json,
-        "model_id": end.c.model_id,
-        "settled_amount": func.coalesce(to_model.c.amount, 0),
-        "refunded_amount": func.coalesce(to_user.c.amount, 0),
-        "created_at": hold.c.occurred_at,
-        "processed_at": end.c.occurred_at,
-    }
-    statement = select(*(column.label(name) for name, column in columns.items())).select_from(joined)
-    statement = statement.where(hold.c.operation == Operation.HOLD.value)
-    if key:
-        statement = statement.where(hold.c.escrow_id == key["escrow_id"], hold.c.owner_id == f"user:{key['user_id']}")
-    if since:
-        newer = (_sealed_after(each.c.transaction_id, since) for each in (hold, end))
-        statement = statement.where(or_(*newer))
-    return statement
-
-
-def _entry_of(entries: Any, transaction: Any, bucket: Bucket) -> ColumnElement[bool]:
-    return and_(entries.c.transaction_id == transaction.c.transaction_id, entries.c.bucket == bucket.value)
-
-
-def _sealed_after(transaction_id: ColumnElement[Any], since: int) -> ColumnElement[bool]:
-    """Whether a transaction came after a position of the log, or is not sealed yet."""
-    return ~select(LOG.c.position).where(LOG.c.transaction_id == transaction_id, LOG.c.position <= since).exists()
-
-
-# In the order in which rows are locked.
-EXPECTED: dict[Table, Callable[[dict[str, str], int], Select[Any]]] = {
-    ESCROW_ITEMS: _expected_items,
-    USER_WALLETS: partial(_expected_wallets, "user", (Bucket.AVAILABLE, Bucket.ESCROW)),
-    MODEL_WALLETS: partial(_expected_wallets, "model", (Bucket.EARNED,)),
-}
-
-
-def _entry_on(table: Table, kind: str, bucket: Bucket) -> Select[Any]:
-    return select(ENTRIES.c.amount).where(
-        ENTRIES.c.account_id == literal(f"{kind}:").concat(table.c[f"{kind}_id"]),
-        ENTRIES.c.currency == table.c.currency,
-        ENTRIES.c.bucket == bucket.value,
-    )
-
-
-# What in the ledger a row exists for: the hold of an escrow item, the first entry of a wallet.
-EXPLAINED: dict[Table, Select[Any]] = {
-    ESCROW_ITEMS: select(TRANSACTIONS.c.transaction_id).where(
-        TRANSACTIONS.c.escrow_id == ESCROW_ITEMS.c.escrow_id,
-        TRANSACTIONS.c.owner_id == literal("user:").concat(ESCROW_ITEMS.c.user_id),
-        TRANSACTIONS.c.operation == Operation.HOLD.value,
-    ),
-    USER_WALLETS: _entry_on(USER_WALLETS, "user", Bucket.AVAILABLE),
-    MODEL_WALLETS: _entry_on(MODEL_WALLETS, "model", Bucket.EARNED),
-}

@@ -1,15 +1,16 @@
-"""The wallets: hold, settle, refund, partial settle and credit, each one way through.
+"""The wallets: what a host calls.
 
-verify → read → decide → write → commit → publish → respond. What an operation needs is checked here, and
-all the rest is the ``Executor``'s; what differs between the operations is the rule that decides.
+Whether a request is one, and permitted, is checked here; all the rest is the ``Executor``'s, and what differs between
+the operations stands in their files.
 """
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ..core.database import HostSession
-from ..core.errors import EscrowNotFoundError, InvalidRequestError, WalletError
+from ..core.errors import InvalidRequestError, WalletError
+from ..core.refusals import EscrowNotFoundError
 from ..core.values import (
     Page,
     check_code,
@@ -22,35 +23,31 @@ from ..core.values import (
     plain_string,
 )
 from ..events.service import EventBus
+from ..ledger.accounts import model_owner, user_owner
 from ..ledger.service import LedgerService
-from . import store
-from .authorization import (
-    AUTHORIZATION_OF,
-    Authorizer,
-    QueuePartialSettlementAuthorization,
-    QueueRefundAuthorization,
-    QueueSettlementAuthorization,
-    action_fields,
-)
+from . import reads
+from .authorization import Authorizer, action_fields
 from .config import WalletConfig
 from .executor import Executor, Permitted, refused
-from .models import MODEL_WALLETS, USER_WALLETS, EscrowItem, EscrowStatus, ModelBalance, UserBalance
-from .requests import (
-    EscrowHoldRequest,
+from .models import EscrowItem, EscrowStatus, ModelBalance, UserBalance
+from .operation import Operation, Request, Response
+from .operations.credit import CREDIT, UserCreditRequest, UserCreditResponse
+from .operations.deposit import DEPOSIT, DepositRequest, DepositResponse
+from .operations.hold import HOLD, EscrowHoldRequest, EscrowHoldResponse
+from .operations.open import OPEN, OpenWalletRequest, OpenWalletResponse
+from .operations.partial_settle import (
+    PARTIAL_SETTLE,
     EscrowPartialSettleRequest,
-    EscrowRefundRequest,
-    EscrowSettleRequest,
-    Request,
-    UserCreditRequest,
-)
-from .responses import (
-    EscrowHoldResponse,
     EscrowPartialSettleResponse,
-    EscrowRefundResponse,
-    EscrowSettleResponse,
-    Response,
-    UserCreditResponse,
+    QueuePartialSettlementAuthorization,
 )
+from .operations.refund import REFUND, EscrowRefundRequest, EscrowRefundResponse, QueueRefundAuthorization
+from .operations.settle import SETTLE, EscrowSettleRequest, EscrowSettleResponse, QueueSettlementAuthorization
+from .operations.spend import SPEND, SpendRequest, SpendResponse
+from .operations.transfer import TRANSFER, TransferRequest, TransferResponse
+
+Req = TypeVar("Req", bound=Request)
+Resp = TypeVar("Resp", bound=Response)
 
 MAX_BATCH = 10_000
 
@@ -84,7 +81,7 @@ class WalletService:
         Raises ``InvalidRequestError``, ``IdempotencyConflictError``, ``BalanceLimitError``,
         ``OptimisticLockError``, ``StorageUnavailableError``.
         """
-        return cast(UserCreditResponse, self._one(UserCreditRequest, session, request))
+        return self._one(CREDIT, session, request)
 
     def hold_in_escrow(self, request: EscrowHoldRequest, *, session: HostSession = None) -> EscrowHoldResponse:
         """Move available points of a user into escrow, for a queue item.
@@ -92,7 +89,7 @@ class WalletService:
         Raises ``InvalidRequestError``, ``IdempotencyConflictError``, ``InsufficientBalanceError``,
         ``OptimisticLockError``, ``StorageUnavailableError``.
         """
-        return cast(EscrowHoldResponse, self._one(EscrowHoldRequest, session, request))
+        return self._one(HOLD, session, request)
 
     def settle_escrow(
         self, request: EscrowSettleRequest, authorization: QueueSettlementAuthorization, *, session: HostSession = None
@@ -103,7 +100,7 @@ class WalletService:
         ``EscrowNotFoundError``, ``EscrowAlreadyProcessedError``, ``EscrowMismatchError``,
         ``BalanceLimitError``, ``OptimisticLockError``, ``StorageUnavailableError``.
         """
-        return cast(EscrowSettleResponse, self._one(EscrowSettleRequest, session, request, authorization))
+        return self._one(SETTLE, session, request, authorization)
 
     def refund_escrow(
         self, request: EscrowRefundRequest, authorization: QueueRefundAuthorization, *, session: HostSession = None
@@ -112,7 +109,7 @@ class WalletService:
 
         Raises what ``settle_escrow`` raises, but for ``BalanceLimitError``: a refund always fits.
         """
-        return cast(EscrowRefundResponse, self._one(EscrowRefundRequest, session, request, authorization))
+        return self._one(REFUND, session, request, authorization)
 
     def partial_settle_escrow(
         self,
@@ -125,14 +122,65 @@ class WalletService:
 
         Raises what ``settle_escrow`` raises.
         """
-        return cast(EscrowPartialSettleResponse, self._one(EscrowPartialSettleRequest, session, request, authorization))
+        return self._one(PARTIAL_SETTLE, session, request, authorization)
+
+    def deposit_points(self, request: DepositRequest, *, session: HostSession = None) -> DepositResponse:
+        """Credit a user with a payment, once for each reference of its source, under whatever key.
+
+        The same user, amount and currency again is a replay. Raises ``InvalidRequestError``,
+        ``IdempotencyConflictError``, ``DepositConflictError``, ``BalanceLimitError``, ``OptimisticLockError``,
+        ``StorageUnavailableError``.
+        """
+        return self._one(DEPOSIT, session, request)
+
+    def spend_points(self, request: SpendRequest, *, session: HostSession = None) -> SpendResponse:
+        """Pay the platform with a user's available points.
+
+        Raises ``InvalidRequestError``, ``IdempotencyConflictError``, ``InsufficientBalanceError``,
+        ``OptimisticLockError``, ``StorageUnavailableError``.
+        """
+        return self._one(SPEND, session, request)
+
+    def transfer_points(self, request: TransferRequest, *, session: HostSession = None) -> TransferResponse:
+        """Give a user's available points to another user, whose wallet is made if there is none.
+
+        Raises ``InvalidRequestError``, ``IdempotencyConflictError``, ``InsufficientBalanceError``,
+        ``BalanceLimitError`` (without a balance: it is the other user's), ``OptimisticLockError``,
+        ``StorageUnavailableError``.
+        """
+        return self._one(TRANSFER, session, request)
+
+    def open_wallet(self, request: OpenWalletRequest, *, session: HostSession = None) -> OpenWalletResponse:
+        """See to it that an owner has a wallet; nothing moves, and one that is there has a version more.
+
+        Raises ``InvalidRequestError``, ``IdempotencyConflictError``, ``OptimisticLockError``,
+        ``StorageUnavailableError``.
+        """
+        return self._one(OPEN, session, request)
 
     def credit_many(
         self, requests: Sequence[UserCreditRequest], *, atomic: bool = False, session: HostSession = None
     ) -> list[UserCreditResponse | WalletError]:
         """Credit users in one transaction. Answers and raises as ``hold_many`` does."""
-        answers = self._many(UserCreditRequest, requests, atomic, session)
-        return cast(list[UserCreditResponse | WalletError], answers)
+        return self._many(CREDIT, requests, atomic, session)
+
+    def deposit_many(
+        self, requests: Sequence[DepositRequest], *, atomic: bool = False, session: HostSession = None
+    ) -> list[DepositResponse | WalletError]:
+        """Credit payments in one transaction. Answers and raises as ``hold_many`` does."""
+        return self._many(DEPOSIT, requests, atomic, session)
+
+    def spend_many(
+        self, requests: Sequence[SpendRequest], *, atomic: bool = False, session: HostSession = None
+    ) -> list[SpendResponse | WalletError]:
+        """Spend points of users in one transaction. Answers and raises as ``hold_many`` does."""
+        return self._many(SPEND, requests, atomic, session)
+
+    def transfer_many(
+        self, requests: Sequence[TransferRequest], *, atomic: bool = False, session: HostSession = None
+    ) -> list[TransferResponse | WalletError]:
+        """Transfer points between users in one transaction. Answers and raises as ``hold_many`` does."""
+        return self._many(TRANSFER, requests, atomic, session)
 
     def hold_many(
         self, requests: Sequence[EscrowHoldRequest], *, atomic: bool = False, session: HostSession = None
@@ -145,8 +193,7 @@ class WalletService:
         ``InvalidRequestError`` for what is no list or too long a one, and, for all together,
         ``OptimisticLockError`` and ``StorageUnavailableError``.
         """
-        answers = self._many(EscrowHoldRequest, requests, atomic, session)
-        return cast(list[EscrowHoldResponse | WalletError], answers)
+        return self._many(HOLD, requests, atomic, session)
 
     def settle_many(
         self,
@@ -160,8 +207,7 @@ class WalletService:
         Answers and raises as ``hold_many`` does. All authorizations are verified before anything is read,
         so with ``atomic`` a refused one wins over what the rules refuse.
         """
-        answers = self._many(EscrowSettleRequest, settlements, atomic, session)
-        return cast(list[EscrowSettleResponse | WalletError], answers)
+        return self._many(SETTLE, settlements, atomic, session)
 
     def refund_many(
         self,
@@ -171,14 +217,13 @@ class WalletService:
         session: HostSession = None,
     ) -> list[EscrowRefundResponse | WalletError]:
         """Refund holds in one transaction, each in a tuple with its authorization; otherwise like ``settle_many``."""
-        answers = self._many(EscrowRefundRequest, refunds, atomic, session)
-        return cast(list[EscrowRefundResponse | WalletError], answers)
+        return self._many(REFUND, refunds, atomic, session)
 
     def get_user_balance(self, user_id: str, currency: str | None = None) -> UserBalance:
         """A user's balance, zero for an unknown user. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
         key = {"user_id": check_identifier("user_id", user_id), "currency": self._currency(currency)}
         with self._database.read() as connection:
-            row = store.wallet(connection, USER_WALLETS, **key)
+            row = reads.wallet(connection, user_owner(key["user_id"]), key["currency"])
         available, escrow, version = (row.available, row.escrow, row.version) if row else (0, 0, 0)
         return UserBalance(
             **key, available=available, escrow=escrow, total=available + escrow, version=version, as_of=now()
@@ -188,7 +233,7 @@ class WalletService:
         """A model's earnings, zero for an unknown one. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
         key = {"model_id": check_identifier("model_id", model_id), "currency": self._currency(currency)}
         with self._database.read() as connection:
-            row = store.wallet(connection, MODEL_WALLETS, **key)
+            row = reads.wallet(connection, model_owner(key["model_id"]), key["currency"])
         earned, version = (row.earned, row.version) if row else (0, 0)
         return ModelBalance(**key, earned=earned, version=version, as_of=now())
 
@@ -199,9 +244,9 @@ class WalletService:
         """
         equal = {"escrow_id": check_identifier("escrow_id", escrow_id)}
         if user_id is not None:
-            equal["user_id"] = check_identifier("user_id", user_id)
+            equal["owner_id"] = user_owner(check_identifier("user_id", user_id))
         with self._database.read() as connection:
-            found = store.items(connection, equal, limit=1)
+            found = reads.items(connection, equal, limit=1)
         if not found:
             raise EscrowNotFoundError(escrow_id=equal["escrow_id"])
         return found[0]
@@ -223,6 +268,8 @@ class WalletService:
         """
         filters = {"user_id": user_id, "queue_item_id": queue_item_id}
         equal = {name: check_identifier(name, value) for name, value in filters.items() if value is not None}
+        if "user_id" in equal:
+            equal["owner_id"] = user_owner(equal.pop("user_id"))
         if held_before is not None:
             held_before = check_time("held_before", held_before)
             status = EscrowStatus.HELD if status is None else status
@@ -235,40 +282,39 @@ class WalletService:
         check_limit("limit", limit)
         edge = "" if after is None else decode_cursor("after", after, str)[0]
         with self._database.read() as connection:
-            found = store.items(connection, equal, held_before=held_before, after=edge, limit=limit + 1)
+            found = reads.items(connection, equal, held_before=held_before, after=edge, limit=limit + 1)
         items = tuple(found[:limit])
         return Page(items=items, next=encode_cursor(items[-1].escrow_id) if len(found) > limit else None)
 
     def _currency(self, currency: str | None) -> str:
         return self._config.default_currency if currency is None else check_code("currency", currency)
 
-    def _one(self, kind: type[Request], session: HostSession, *given: object) -> Response:
-        return self._executor.one(*self._permitted(kind, *given), session=session)
+    def _one(self, operation: Operation[Req, Resp], session: HostSession, *given: object) -> Resp:
+        return cast(Resp, self._executor.one(operation, self._permitted(operation, *given), session=session))
 
     def _many(
-        self, kind: type[Request], requests: object, atomic: bool, session: HostSession
-    ) -> list[Response | WalletError]:
-        asked: list[Permitted] = []
+        self, operation: Operation[Req, Resp], requests: object, atomic: bool, session: HostSession
+    ) -> list[Resp | WalletError]:
+        asked: list[Permitted | WalletError] = []
         for place, given in enumerate(_batch(requests)):
             try:
-                asked.append(self._permitted(kind, *(_pair(given) if kind in AUTHORIZATION_OF else (given,))))
+                asked.append(self._permitted(operation, *(_pair(given) if operation.authorization else (given,))))
             except WalletError as refusal:
                 asked.append(refused(refusal, place, atomic=atomic))
-        return self._executor.many(asked, atomic=atomic, session=session)
+        answers = self._executor.many(operation, asked, atomic=atomic, session=session)
+        return cast(list[Resp | WalletError], answers)
 
-    def _permitted(
-        self, kind: type[Request], request: object, authorization: object = None
-    ) -> tuple[Request, str | None]:
+    def _permitted(self, operation: Operation[Any, Any], request: object, authorization: object = None) -> Permitted:
         """The request, and the id of the authorization that permits exactly it where it needs one."""
-        if type(request) is not kind:
+        if not isinstance(request, operation.request) or type(request) is not operation.request:
             # Only its type: it may be the authorization, in the wrong place.
-            expected = f"an {kind.__name__}"
+            expected = f"an {operation.request.__name__}"
             raise InvalidRequestError(field="request", value=f"a {type(request).__name__}", expected=expected)
-        permission = AUTHORIZATION_OF.get(kind)
+        permission = operation.authorization
         if permission is None:
-            return request, None
+            return Permitted(request)
         action = {name: getattr(request, name) for name in action_fields(permission)}
-        return request, self._authorizer.verify(authorization, permission, action)
+        return Permitted(request, self._authorizer.verify(authorization, permission, action))
 
 
 def _batch(requests: object) -> Sequence[Any]:

@@ -4,32 +4,20 @@ Operations are carried out on it one after the other, in memory: each decides on
 have left. (Unit of Work: Fowler, Patterns of Enterprise Application Architecture, 2002.)
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any
 
-from ..ledger.accounts import ISSUER, WALLET_OF, Bucket, model_owner, net
+from sqlalchemy import Table
+
+from ..ledger.accounts import WALLETS, Bucket, has_wallet, kind_of, net
 from ..ledger.models import LedgerTransaction, TransactionDraft, WalletState
 from ..ledger.posting import post
-from .models import EscrowItem
-from .rules import Decision, State
+from .operation import Decision
+from .rows import Begun, Changed, Key
 
-
-class Keys(NamedTuple):
-    """What identifies the rows of an operation. Without a currency it is the escrow item's."""
-
-    owner_id: str
-    operation: str
-    idempotency_key: str
-    escrow_id: str | None
-    user_id: str
-    model_id: str | None
-    currency: str | None
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Whose key, for which operation."""
-        return self[:3]
+IdempotencyKey = tuple[str, str, str]
 
 
 @dataclass(slots=True)
@@ -45,7 +33,7 @@ class Wallet:
     def __post_init__(self) -> None:
         self.version = self.seen
 
-    def change(self, gains: dict[Bucket, int], at: datetime) -> WalletState:
+    def change(self, gains: Mapping[Bucket, int], at: datetime) -> WalletState:
         """Add the gains, and count it."""
         for bucket, gain in gains.items():
             self.balances[bucket] += gain
@@ -56,48 +44,89 @@ class Wallet:
         return WalletState(balances=self.balances.copy(), version=self.version, posted_at=self.updated_at)
 
 
+@dataclass(slots=True)
+class Written:
+    """A row as it was read (``None`` if it was not there) and as it is going to be."""
+
+    seen: Mapping[str, Any] | None
+    now: dict[str, Any]
+
+
 @dataclass
 class UnitOfWork:
-    """Wallets by owner and currency, escrow items by id and user, and what the idempotency keys stand for."""
+    """Wallets by owner and currency, rows by table and key, and what idempotency keys and ids stand for."""
 
     wallets: dict[tuple[str, str], Wallet] = field(default_factory=dict)
-    items: dict[tuple[str, str], EscrowItem] = field(default_factory=dict)
-    recorded: dict[tuple[str, str, str], LedgerTransaction] = field(default_factory=dict)
-    decided: list[EscrowItem] = field(default_factory=list)
+    rows: dict[tuple[Table, Key], Written] = field(default_factory=dict)
+    recorded: dict[IdempotencyKey, LedgerTransaction] = field(default_factory=dict)
+    by_id: dict[str, LedgerTransaction] = field(default_factory=dict)
     posted: list[LedgerTransaction] = field(default_factory=list)
 
-    def state(self, keys: Keys) -> State:
-        """What the operation finds."""
-        item = self.items.get((keys.escrow_id, keys.user_id)) if keys.escrow_id else None
-        currency = item.currency if item else keys.currency or ""
-        user = self.wallets.get((keys.owner_id, currency))
-        model = self.wallets.get((model_owner(keys.model_id), currency)) if keys.model_id else None
-        return State(
-            currency=currency,
-            available=user.balances[Bucket.AVAILABLE] if user else 0,
-            escrow=user.balances[Bucket.ESCROW] if user else 0,
-            earned=model.balances[Bucket.EARNED] if model else 0,
-            item=item,
-        )
+    def carry_out(self, decision: Decision, draft: TransactionDraft) -> LedgerTransaction:
+        """Carry out the decision, or find the transaction that has done already what it asks for.
 
-    def carry_out(self, decision: Decision) -> LedgerTransaction:
-        """Change the wallets as decided, and post the transaction."""
-        draft, item = decision.transaction, decision.item
-        if item is not None:
-            self.items[item.escrow_id, item.user_id] = item
-            self.decided.append(item)
+        Refuses as the first need that is not met does.
+        """
+        state = Seen(self, _currency(self, decision, draft))
+        for need in decision.needs:
+            if (refusal := need.refusal(state)) is not None:
+                raise refusal
+            if (transaction_id := need.answered_by(state)) is not None:
+                return self.by_id[transaction_id]
+        # ── after this line the operation succeeds, or is tried again whole ──
+        draft = replace(draft, **self._write(decision) | {"currency": state.currency})
         gains: dict[str, dict[Bucket, int]] = {}
-        for (owner, bucket), amount in net(draft.movements).items():
-            if owner != ISSUER.account_id:
-                gains.setdefault(owner, dict.fromkeys(WALLET_OF[bucket], 0))[bucket] = amount
+        for (owner, bucket), amount in net(draft.moves).items():
+            if has_wallet(owner):
+                gains.setdefault(owner, {})[bucket] = amount
         changed = {owner: self._change(owner, gain, draft) for owner, gain in gains.items()}
         transaction = post(draft, changed)
         self.posted.append(transaction)
         self.recorded[draft.owner_id, draft.operation, draft.idempotency_key] = transaction
+        self.by_id[draft.transaction_id] = transaction
         return transaction
 
-    def _change(self, owner: str, gain: dict[Bucket, int], draft: TransactionDraft) -> WalletState:
+    def _write(self, decision: Decision) -> dict[str, Any]:
+        """Write the rows; returns what those that were there tell of the transaction."""
+        told: dict[str, Any] = {}
+        for row in decision.rows:
+            if isinstance(row, Begun):
+                key = zip((column.key for column in row.table.primary_key), row.key, strict=True)
+                self.rows[row.table, row.key] = Written(None, {**dict(key), **row.values})
+            elif isinstance(row, Changed):
+                written = self.rows[row.table, row.key]
+                told |= {name: written.now[name] for name in row.tells}
+                written.now |= row.values
+        return told
+
+    def _change(self, owner: str, gains: Mapping[Bucket, int], draft: TransactionDraft) -> WalletState:
         wallet = self.wallets.get((owner, draft.currency))
         if wallet is None:
-            wallet = self.wallets[owner, draft.currency] = Wallet(dict.fromkeys(gain, 0))
-        return wallet.change(gain, draft.occurred_at)
+            wallet = self.wallets[owner, draft.currency] = Wallet(dict.fromkeys(WALLETS[kind_of(owner)], 0))
+        return wallet.change(gains, draft.occurred_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an operation finds in a unit of work: the state that its needs are asked on."""
+
+    work: UnitOfWork
+    currency: str
+
+    def balances(self, owner_id: str) -> Mapping[Bucket, int]:
+        """The balances of an owner's wallet, in the currency of the operation."""
+        wallet = self.work.wallets.get((owner_id, self.currency))
+        return {} if wallet is None else wallet.balances
+
+    def row(self, table: Table, key: Key) -> Mapping[str, Any] | None:
+        """The row of that key, ``None`` if there is none."""
+        written = self.work.rows.get((table, key))
+        return None if written is None else written.now
+
+
+def _currency(work: UnitOfWork, decision: Decision, draft: TransactionDraft) -> str:
+    """The draft's currency, or what a row tells that the decision changes."""
+    if draft.currency:
+        return draft.currency
+    there = (work.rows.get((row.table, row.key)) for row in decision.rows if isinstance(row, Changed))
+    return next((str(written.now["currency"]) for written in there if written is not None), "")

@@ -10,10 +10,12 @@ from ..core.database import Database
 from ..core.values import check_count
 from ..ledger.models import LogHead
 from ..ledger.verify import LEDGER_CHECKS, MOST_FINDINGS, SEAL_CHECKS, Check, Finding, check_head
+from .expected import EXPECTED
 from .models import ESCROW_ITEMS, USER_WALLETS, EscrowStatus
 from .rebuild import drifts
 
-ROW = {"user_wallets": "user_wallet", "model_wallets": "model_wallet", "escrow_items": "escrow_item"}
+# What a row of a table is called in a finding.
+ROW = {table.name: table.name.removesuffix("s") for table in EXPECTED}
 
 
 def verify(
@@ -72,7 +74,7 @@ def _checked(
 
 
 def _rows(connection: Connection, since: int) -> Iterator[Finding]:
-    """Wallets and escrow items that are not what the ledger says."""
+    """Wallets, escrow items and claims that are not what the ledger says."""
     for drift in drifts(connection, since=since):
         what = "missing" if drift.found is None else "unexplained" if drift.expected is None else "differs"
         yield Finding(
@@ -83,18 +85,18 @@ def _rows(connection: Connection, since: int) -> Iterator[Finding]:
 def _held(connection: Connection, since: int) -> Iterator[Finding]:
     """Users whose held escrow items do not sum to their escrow."""
     held = (
-        select(ESCROW_ITEMS.c.user_id, ESCROW_ITEMS.c.currency, func.sum(ESCROW_ITEMS.c.amount).label("held"))
+        select(ESCROW_ITEMS.c.owner_id, ESCROW_ITEMS.c.currency, func.sum(ESCROW_ITEMS.c.amount).label("held"))
         .where(ESCROW_ITEMS.c.status == EscrowStatus.HELD.value)
-        .group_by(ESCROW_ITEMS.c.user_id, ESCROW_ITEMS.c.currency)
+        .group_by(ESCROW_ITEMS.c.owner_id, ESCROW_ITEMS.c.currency)
         .subquery()
     )
     sum_held = func.coalesce(held.c.held, 0)
-    same = (held.c.user_id == USER_WALLETS.c.user_id) & (held.c.currency == USER_WALLETS.c.currency)
-    statement = select(USER_WALLETS.c.user_id, USER_WALLETS.c.currency, USER_WALLETS.c.escrow, sum_held)
+    same = (held.c.owner_id == USER_WALLETS.c.owner_id) & (held.c.currency == USER_WALLETS.c.currency)
+    statement = select(USER_WALLETS.c.owner_id, USER_WALLETS.c.currency, USER_WALLETS.c.escrow, sum_held)
     statement = statement.join_from(USER_WALLETS, held, same, isouter=True).where(USER_WALLETS.c.escrow != sum_held)
-    for user_id, currency, escrow, total in connection.execute(statement):
-        ids = {"user_id": user_id, "currency": currency}
+    for owner_id, currency, escrow, total in connection.execute(statement):
+        ids = {"owner_id": owner_id, "currency": currency}
         yield Finding(kind="escrow_balance", ids=ids, expected=int(total), found=escrow)
 
 
-WALLET_CHECKS: dict[str, Check] = {"wallets and escrow items": _rows, "held escrow": _held}
+WALLET_CHECKS: dict[str, Check] = {"wallets, escrow items and claims": _rows, "held escrow": _held}

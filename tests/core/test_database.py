@@ -113,7 +113,7 @@ AUTOCOMMIT: dict[str, dict[str, Any]] = {
 }
 every_autocommit = pytest.mark.parametrize("how", AUTOCOMMIT)
 # SQLAlchemy cannot lend out a connection at another level if its engine was made with one in lower case.
-lendable_autocommit = pytest.mark.parametrize("how", AUTOCOMMIT.keys() - {"level in lower case"})
+lendable_autocommit = pytest.mark.parametrize("how", sorted(AUTOCOMMIT.keys() - {"level in lower case"}))
 ways = pytest.mark.parametrize("single", [True, False], ids=["single", "stepwise"])
 
 

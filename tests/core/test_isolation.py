@@ -35,7 +35,7 @@ from points_platform.core import (
 )
 from points_platform.core import statement as statement_module
 from points_platform.core.values import MAX_POINTS
-from points_platform.ledger.transfer import export_log
+from points_platform.ledger.files import export_log
 from points_platform.wallets import WalletConfig
 from points_platform.wallets.rebuild import apply, drifts, restore
 from support.databases import PostgreSQLDatabases

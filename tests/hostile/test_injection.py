@@ -10,7 +10,7 @@ from points_platform.core import Database, InvalidRequestError
 from points_platform.core.values import encode_cursor
 from points_platform.wallets import EscrowHoldRequest, UserCreditRequest
 from points_platform.wallets.verify import verify
-from points_platform.wallets.views import request_of
+from points_platform.wallets.facts import request_of
 from support.world import World
 
 PAYLOADS = [

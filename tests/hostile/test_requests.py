@@ -19,7 +19,7 @@ from points_platform.wallets import (
     EscrowSettleRequest,
     UserCreditRequest,
 )
-from points_platform.wallets.views import request_of
+from points_platform.wallets.facts import request_of
 from support.world import World
 
 from .values import BAD_TEXTS, NOTHINGS

@@ -1,4 +1,4 @@
-"""Fresh databases for tests: copies of one template, on SQLite and on a real PostgreSQL."""
+"""Fresh databases for tests: as if each were a copy of one template, on SQLite and on a real PostgreSQL."""
 
 import itertools
 import os
@@ -7,13 +7,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from points_platform.core import Database
 
+from .emptied import Template
+
+SERVERS = itertools.count()
 SERVER_VARIABLE = "POINTS_PLATFORM_TEST_POSTGRESQL"
 
 
@@ -32,42 +36,81 @@ class SQLiteDatabases:
         """The URL of a new database, which is removed afterwards."""
         path = self._folder / f"test-{next(self._numbers)}.db"
         shutil.copy(self._template, path)
-        yield f"sqlite:///{path}"
-        for file in self._folder.glob(f"{path.name}*"):
-            file.unlink()
+        try:
+            yield f"sqlite:///{path}"
+        finally:
+            for file in self._folder.glob(f"{path.name}*"):
+                file.unlink()
 
 
 class PostgreSQLDatabases:
-    """Databases of one server, each a copy of one that has the schema."""
+    """Databases of one server, each like a copy of one that has the schema.
 
-    def __init__(self, server: str) -> None:
-        self._server = make_url(server).set(drivername="postgresql+psycopg")
-        self._prefix = f"points_platform_test_{os.getpid()}"
+    A new one takes a quarter of a second. So they are emptied and used again, under another name each time: what a test
+    has left running cannot reach it. One whose catalogue is not the template's any more is dropped.
+    """
+
+    def __init__(self, server: str | URL) -> None:
+        self.server = make_url(server).set(drivername="postgresql+psycopg")
+        self._prefix = f"points_platform_test_{os.getpid()}_{next(SERVERS)}"
         self._numbers = itertools.count()
         self._template = f"{self._prefix}_template"
+        self._empty: list[str] = []
         self._admin("DROP DATABASE IF EXISTS {}", self._template)
         self._admin("CREATE DATABASE {}", self._template)
         with Database(self._url(self._template)) as database:
             database.create_schema()
+        with self._connect(self._template) as connection:
+            self._state = Template(connection)
 
     def close(self) -> None:
-        self._admin("DROP DATABASE IF EXISTS {} WITH (FORCE)", self._template)
+        for name in [self._template, *self._empty]:
+            self._admin("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
     @contextmanager
     def fresh(self) -> Iterator[str]:
-        """The URL of a new database, which is dropped afterwards."""
-        name = f"{self._prefix}_{next(self._numbers)}"
-        self._admin("CREATE DATABASE {} TEMPLATE {}", name, self._template)
-        yield self._url(name)
-        self._admin("DROP DATABASE {} WITH (FORCE)", name)
+        """The URL of a database that nobody has used, or that has been emptied since; it is gone afterwards."""
+        if self._empty:
+            name = self._empty.pop()
+        else:
+            name = self._new_name()
+            self._admin("CREATE DATABASE {} TEMPLATE {}", name, self._template)
+        try:
+            yield self._url(name)
+        finally:
+            self._put_back(name)
+
+    def _put_back(self, used: str) -> None:
+        name = self._new_name()
+        try:
+            with self._connect() as server:
+                server.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [used]
+                )
+                server.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(*map(sql.Identifier, (used, name))))
+            with self._connect(name) as connection:
+                restored = self._state.restore(connection)
+        except psycopg.Error:
+            restored = False  # somebody has dropped it, or the server has just been crashed
+        if restored:
+            self._empty.append(name)
+        else:
+            for either in (used, name):
+                self._admin("DROP DATABASE IF EXISTS {} WITH (FORCE)", either)
+
+    def _new_name(self) -> str:
+        return f"{self._prefix}_{next(self._numbers)}"
 
     def _url(self, name: str) -> str:
-        return self._server.set(database=name).render_as_string(hide_password=False)
+        return self.server.set(database=name).render_as_string(hide_password=False)
 
     def _admin(self, statement: str, *names: str) -> None:
-        server = self._server.set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(server, autocommit=True) as connection:
+        with self._connect() as connection:
             connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+    def _connect(self, name: str | None = None) -> psycopg.Connection[Any]:
+        url = self.server.set(drivername="postgresql", database=name or self.server.database)
+        return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
 
 
 @contextmanager

@@ -13,19 +13,23 @@ from points_platform.wallets import WalletConfig
 
 from .world import World, at_once
 
-OPERATIONS = ("credit", "hold", "settle", "refund", "partial_settle")
+OPERATIONS = ("credit", "hold", "settle", "refund", "partial_settle", "spend", "transfer", "deposit", "open")
 PROCESSES = 4
 _ready: list[Barrier] = []
 
 
 def ready(world: World, operation: str, user_id: str = "ana") -> Any:
-    """A request that can succeed only once, whose user has points for one hold, or one hold, and nothing else."""
-    if operation == "credit":
-        return world.credit_request(user_id)
-    world.credit(user_id, amount=30)
-    if operation == "hold":
-        return world.hold_request(user_id)
+    """A request whose user has points for it once, or one hold, and nothing else."""
+    if operation == "open":
+        return world.open_request(f"user:{user_id}")
     make = getattr(world, f"{operation}_request")
+    if operation in ("credit", "deposit"):
+        return make(user_id)
+    world.credit(user_id, amount=30)
+    if operation in ("hold", "spend"):
+        return make(user_id)
+    if operation == "transfer":
+        return make(user_id, recipient_id=f"friend-of-{user_id}")
     return make(world.hold(user_id).escrow_id, user_id=user_id)
 
 

@@ -15,6 +15,8 @@ from points_platform.events import EVENT_TYPES, EventBus, WalletEvent
 from points_platform.ledger import LedgerService
 from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import (
+    DepositRequest,
+    DepositResponse,
     EscrowHoldRequest,
     EscrowHoldResponse,
     EscrowPartialSettleRequest,
@@ -23,11 +25,30 @@ from points_platform.wallets import (
     EscrowRefundResponse,
     EscrowSettleRequest,
     EscrowSettleResponse,
+    OpenWalletRequest,
+    OpenWalletResponse,
+    SpendRequest,
+    SpendResponse,
+    TransferRequest,
+    TransferResponse,
     UserCreditRequest,
     UserCreditResponse,
     WalletConfig,
     WalletService,
 )
+
+# The method that sends each request, and whether the queue has to permit it.
+METHODS: dict[type, tuple[str, bool]] = {
+    UserCreditRequest: ("credit_user", False),
+    EscrowHoldRequest: ("hold_in_escrow", False),
+    EscrowSettleRequest: ("settle_escrow", True),
+    EscrowRefundRequest: ("refund_escrow", True),
+    EscrowPartialSettleRequest: ("partial_settle_escrow", True),
+    SpendRequest: ("spend_points", False),
+    TransferRequest: ("transfer_points", False),
+    OpenWalletRequest: ("open_wallet", False),
+    DepositRequest: ("deposit_points", False),
+}
 
 T = TypeVar("T")
 SECRET = "a secret of at least 32 bytes, for tests"
@@ -86,6 +107,22 @@ class World:
         amounts = {"refund_amount": refund_amount, "settle_amount": settle_amount}
         return self._make(EscrowPartialSettleRequest, defaults | amounts, changes, escrow_id=escrow_id)
 
+    def spend_request(self, user_id: str = "ana", amount: int = 30, **changes: Any) -> SpendRequest:
+        return self._make(SpendRequest, {"reason": "purchase"}, changes, user_id=user_id, amount=amount)
+
+    def transfer_request(self, user_id: str = "ana", amount: int = 30, **changes: Any) -> TransferRequest:
+        defaults = {"reason": "gift", "recipient_id": "ben"}
+        return self._make(TransferRequest, defaults, changes, user_id=user_id, amount=amount)
+
+    def open_request(self, owner: str = "user:ana", **changes: Any) -> OpenWalletRequest:
+        return self._make(OpenWalletRequest, {"reason": "sign_up"}, changes, owner=owner)
+
+    def deposit_request(self, user_id: str = "ana", amount: int = 100, **changes: Any) -> DepositRequest:
+        """Of a reference of its own unless one is given."""
+        reference = changes.pop("reference", None) or f"payment-{next(self._numbers)}"
+        defaults = {"reason": "payment", "source": "bank"}
+        return self._make(DepositRequest, defaults, changes, user_id=user_id, amount=amount, reference=reference)
+
     def _make(self, kind: type[T], defaults: dict[str, Any], changes: dict[str, Any], **given: Any) -> T:
         keys = {"idempotency_key": changes.pop("idempotency_key", None) or self.key(), "request_id": "request-1"}
         return kind(**{**keys, **defaults, **given, **changes})
@@ -112,18 +149,11 @@ class World:
 
     def send(self, request: Any, wallets: WalletService | None = None, **options: Any) -> Any:
         """Send any request; settlements and refunds with a fresh authorization unless one is given."""
-        wallets = wallets or self.wallets
-        if isinstance(request, UserCreditRequest):
-            return wallets.credit_user(request, **options)
-        if isinstance(request, EscrowHoldRequest):
-            return wallets.hold_in_escrow(request, **options)
-        method: Any = {
-            EscrowSettleRequest: wallets.settle_escrow,
-            EscrowRefundRequest: wallets.refund_escrow,
-            EscrowPartialSettleRequest: wallets.partial_settle_escrow,
-        }[type(request)]
-        authorization = options.pop("authorization") if "authorization" in options else self.authorize(request)
-        return method(request, authorization, **options)
+        method, needs_authorization = METHODS[type(request)]
+        given: tuple[Any, ...] = (request,)
+        if needs_authorization:
+            given += (options.pop("authorization") if "authorization" in options else self.authorize(request),)
+        return getattr(wallets or self.wallets, method)(*given, **options)
 
     def credit(self, user_id: str = "ana", amount: int = 100, **changes: Any) -> UserCreditResponse:
         return self.wallets.credit_user(self.credit_request(user_id, amount, **changes))
@@ -142,6 +172,18 @@ class World:
     def partial_settle(self, escrow_id: str, *amounts: int, **changes: Any) -> EscrowPartialSettleResponse:
         response: EscrowPartialSettleResponse = self.send(self.partial_settle_request(escrow_id, *amounts, **changes))
         return response
+
+    def spend(self, user_id: str = "ana", amount: int = 30, **changes: Any) -> SpendResponse:
+        return self.wallets.spend_points(self.spend_request(user_id, amount, **changes))
+
+    def transfer(self, user_id: str = "ana", amount: int = 30, **changes: Any) -> TransferResponse:
+        return self.wallets.transfer_points(self.transfer_request(user_id, amount, **changes))
+
+    def open(self, owner: str = "user:ana", **changes: Any) -> OpenWalletResponse:
+        return self.wallets.open_wallet(self.open_request(owner, **changes))
+
+    def deposit(self, user_id: str = "ana", amount: int = 100, **changes: Any) -> DepositResponse:
+        return self.wallets.deposit_points(self.deposit_request(user_id, amount, **changes))
 
     def snapshot(self) -> Snapshot:
         """Every row of every table."""

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from points_platform.core import Database, InvalidRequestError, StorageUnavailableError
 from points_platform.ledger import Sealer
 from points_platform.ledger.log import GENESIS, chained, digest
-from points_platform.ledger.transfer import export_log
+from points_platform.ledger.files import export_log
 from points_platform.wallets.rebuild import restore
 from points_platform.wallets.verify import verify
 from support.world import World

@@ -19,15 +19,17 @@ from ..core.errors import InvalidRequestError, OptimisticLockError
 from ..core.failures import is_unique_violation
 from ..core.values import canonical_json
 from . import log_store, store
-from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, chained, digest, plain
-from .models import LedgerEntry, LedgerTransaction, LogEntry, LogHead
+from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, OPTIONAL_FIELDS, chained, digest, header_of, plain
+from .models import ENTRIES, TRANSACTIONS, LedgerEntry, LedgerTransaction, LogEntry, LogHead
 
 BATCH = 1000
 MAX_LINE = 2**20  # characters; a transaction with the largest metadata takes less than a tenth
 IMPORTING = Retry(attempts=0, backoff=0)
 NUMBERS = {"amount", "balance_before", "balance_after", "wallet_version"}
 TIMES = {"occurred_at", "posted_at"}
-REQUIRED = {"amount", *TIMES, *ENTRY_FIELDS[:2], *HEADER_FIELDS[:7]}
+JSON = {"metadata_json", "details_json"}
+# What the tables' own columns refuse to be without.
+REQUIRED = {column.key for table in (TRANSACTIONS, ENTRIES) for column in table.columns if not column.nullable}
 
 
 def export_log(
@@ -152,7 +154,9 @@ def _parsed(number: int, line: str) -> dict[str, Any]:
 
 def _transaction(number: int, content: dict[str, Any]) -> LedgerTransaction:
     try:
-        header = {name: _value(name, content["transaction"][name]) for name in HEADER_FIELDS}
+        given = content["transaction"]
+        names = [*HEADER_FIELDS, *(name for name in OPTIONAL_FIELDS if name in given)]
+        header = {name: _value(name, given[name]) for name in names}
         entries = [{name: _value(name, entry[name]) for name in ENTRY_FIELDS} for entry in content["entries"]]
         return LedgerTransaction(**header, entries=tuple(LedgerEntry(**entry) for entry in entries))
     except (KeyError, TypeError, ValueError, RecursionError, InvalidRequestError):
@@ -168,7 +172,7 @@ def _value(name: str, value: Any) -> Any:
         raise ValueError(name)  # what no database of ours can hold
     if isinstance(value, str):
         value.encode()  # a lone surrogate is a ValueError too
-    if name == "metadata_json" and canonical_json(json.loads(str(value))) != value:
+    if name in JSON and canonical_json(json.loads(str(value))) != value:
         raise ValueError(name)  # it could be stored, but not read
     return datetime.fromisoformat(str(value)) if name in TIMES else value
 
@@ -189,7 +193,7 @@ def _line(entry: LogEntry) -> str:
         {
             "position": entry.position,
             "hash": entry.hash,
-            "transaction": {name: plain(getattr(transaction, name)) for name in HEADER_FIELDS},
+            "transaction": header_of(transaction),
             "entries": [{name: plain(getattr(e, name)) for name in ENTRY_FIELDS} for e in transaction.entries],
         }
     )

@@ -1,0 +1,79 @@
+"""What a platform's rules refuse, in the order in which it wins: a request that is wrong in two ways gets the first.
+
+It stands at the bottom of the house, since whoever calls anything above may have to tell these apart. A new refusal is
+a class here and its name in ``__all__``.
+"""
+
+from .errors import WalletError
+
+__all__ = [
+    "BalanceLimitError",
+    "DepositConflictError",
+    "EscrowAlreadyProcessedError",
+    "EscrowMismatchError",
+    "EscrowNotFoundError",
+    "IdempotencyConflictError",
+    "InsufficientBalanceError",
+    "InvalidAuthorizationError",
+]
+
+
+class InvalidAuthorizationError(WalletError):
+    """The token does not permit exactly this action. ``details``: cause, and claim where one is meant.
+
+    Causes: ``missing``, ``malformed``, ``unknown_key``, ``algorithm``, ``signature``, ``expired``,
+    ``not_yet_valid``, ``issuer``, ``audience``, ``claim_missing``, ``claim_mismatch`` and
+    ``envelope_mismatch`` (the object around the token says something else than the token).
+    """
+
+    code = "invalid_authorization"
+    template = "the authorization is refused ({cause}); the queue must sign one for exactly this action"
+
+
+class IdempotencyConflictError(WalletError):
+    """The key stands for another request already. ``details``: key, fields (a tuple of the names that differ)."""
+
+    code = "idempotency_conflict"
+    template = "idempotency key {key} was used with other values of {fields}; use a new key for a new request"
+
+
+class DepositConflictError(WalletError):
+    """The source's reference has been credited otherwise. ``details``: source, reference, fields (that differ)."""
+
+    code = "deposit_conflict"
+    template = "{reference} of {source} was deposited with other values of {fields}; a reference is credited once"
+
+
+class EscrowNotFoundError(WalletError):
+    """This user has no such escrow item. ``details``: escrow_id."""
+
+    code = "escrow_not_found"
+    template = "there is no escrow item {escrow_id} of this user"
+
+
+class EscrowAlreadyProcessedError(WalletError):
+    """The escrow item was settled or refunded before. ``details``: escrow_id, status."""
+
+    code = "escrow_already_processed"
+    template = "escrow item {escrow_id} is {status} already; it leaves 'held' only once"
+
+
+class EscrowMismatchError(WalletError):
+    """The request contradicts the hold. ``details``: field, expected (the hold's), given."""
+
+    code = "escrow_mismatch"
+    template = "the hold's {field} is {expected}, the request says {given}"
+
+
+class InsufficientBalanceError(WalletError):
+    """Too few points are available. ``details``: required, available."""
+
+    code = "insufficient_balance"
+    template = "{required} points are required, {available} are available"
+
+
+class BalanceLimitError(WalletError):
+    """A balance would exceed the limit. ``details``: limit, amount, and balance where it is the caller's to know."""
+
+    code = "balance_limit"
+    template = "the balance cannot take {amount} more; the limit is {limit} points"

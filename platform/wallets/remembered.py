@@ -1,0 +1,35 @@
+"""What this process remembers of its own commits, so that a request sent again is answered without a read."""
+
+import threading
+import time
+
+from cachetools import TTLCache
+
+from .config import WalletConfig
+from .facts import Record
+from .unit_of_work import IdempotencyKey
+
+
+class Remembered:
+    """The latest records, each for a while; filled after commits only, and never a reason to skip a verification."""
+
+    def __init__(self, config: WalletConfig) -> None:
+        self._records: TTLCache[IdempotencyKey, Record] = TTLCache(
+            maxsize=config.idempotency_cache_size,
+            ttl=config.idempotency_cache_ttl_s,
+            timer=lambda: time.monotonic(),  # looked up at each call, so that frozen time freezes it too
+        )
+        self._lock = threading.Lock()
+
+    def get(self, key: IdempotencyKey) -> Record | None:
+        """What the key stands for, if it is remembered."""
+        with self._lock:
+            return self._records.get(key)
+
+    def keep(self, record: Record) -> None:
+        """Remember what has been committed."""
+        if self._records.maxsize:
+            transaction = record.transaction
+            with self._lock:
+                key = transaction.owner_id, transaction.operation, transaction.idempotency_key
+                self._records[key] = record

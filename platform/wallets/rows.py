@@ -1,0 +1,44 @@
+"""The rows that operations begin or change beside wallets and ledger: holds, claims on deposits.
+
+One mechanism for all, by two ways of writing: the composed statement (``composer``) and the unit of work (``locked``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Table
+
+Key = tuple[Any, ...]
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A row that a decision writes. ``key`` has the values of the table's primary key, ``values`` of other columns."""
+
+    table: Table
+    key: Key
+    values: Values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun(Row):
+    """A row that is made. ``values`` has all its other columns.
+
+    ``claimed`` says that others may want to make a row of this key too: it is what everything else waits for. Else the
+    key was made for it, and nobody can be in its way. ``tells`` are fields of the transaction's header that it gives.
+    """
+
+    tells: Mapping[str, str] = field(default_factory=dict)
+    claimed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changed(Row):
+    """A row that is there and changes. ``values`` has the columns that do.
+
+    ``tells`` are the columns that the header of the transaction has too, and takes from the row.
+    """
+
+    tells: tuple[str, ...] = ()

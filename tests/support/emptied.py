@@ -1,0 +1,64 @@
+"""Whether a database still has the catalogue of the template that it was copied from, and how to empty it then."""
+
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+# What is created or altered in a database is a row that comes into a catalogue or a new version of one, what is dropped
+# is a row less; a copy of a template has its rows in their versions. So this needs no list of what a test can change.
+# Left out are the catalogues that TRUNCATE, VACUUM and ANALYZE write to: what they tell of tables is compared below.
+CATALOGUES = """SELECT oid::regclass::text FROM pg_class
+    WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r' AND NOT relisshared
+    AND relname NOT IN ('pg_class', 'pg_statistic', 'pg_statistic_ext_data') ORDER BY 1"""
+VERSIONS = "SELECT '{0}', count(*), max(xmin::text::bigint) FROM {0}"
+# The oids below are those of what comes with every database.
+RELATIONS = """SELECT to_jsonb(pg_class) - ARRAY['relfilenode', 'relpages', 'reltuples', 'relallvisible',
+    'relallfrozen', 'relfrozenxid', 'relminmxid'] FROM pg_class WHERE oid >= 16384 ORDER BY oid"""
+# Of the database itself, which is a row in a catalogue of the server: owner, rights, limits, and what it SETs.
+DATABASE = """SELECT to_jsonb(pg_database) - ARRAY['oid', 'datname', 'datfrozenxid', 'datminmxid'],
+    (SELECT array_agg(setrole || array_to_string(setconfig, ',')) FROM pg_db_role_setting WHERE setdatabase = oid)
+    FROM pg_database WHERE datname = current_database()"""
+# What ANALYZE has found out about rows that will be gone.
+STATISTICS = "SELECT count(*) FROM pg_statistic WHERE starelid >= 16384"
+TABLES = """SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r'
+    AND relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema') ORDER BY 1"""
+WRITTEN = "SELECT name FROM unnest(%s::text[]) AS name WHERE pg_relation_size(name::regclass) > 0"
+
+Connection = psycopg.Connection[Any]
+
+
+class Template:
+    """What a database was like before anybody used it."""
+
+    def __init__(self, connection: Connection) -> None:
+        catalogues = [name for (name,) in connection.execute(CATALOGUES)]
+        self._versions = " UNION ALL ".join(map(VERSIONS.format, catalogues))
+        self._catalogue = self._read(connection)
+        self._tables = [name for (name,) in connection.execute(TABLES)]
+        self._rows = {name: rows for name in self._written(connection) if (rows := _copy_of(connection, name))}
+
+    def restore(self, connection: Connection) -> bool:
+        """Empty every table and put the template's rows back; false if the catalogue is another one now."""
+        if self._read(connection) != self._catalogue:
+            return False
+        with connection.transaction():
+            # The ledger's triggers would refuse it.
+            connection.execute("SET LOCAL session_replication_role = replica")
+            if written := self._written(connection):
+                connection.execute(sql.SQL(f"TRUNCATE {', '.join(written)} RESTART IDENTITY CASCADE"))
+            for name, rows in self._rows.items():
+                with connection.cursor().copy(f"COPY {name} FROM STDIN") as copy:
+                    copy.write(rows)
+        return True
+
+    def _read(self, connection: Connection) -> list[Any]:
+        return [connection.execute(query).fetchall() for query in (self._versions, RELATIONS, DATABASE, STATISTICS)]
+
+    def _written(self, connection: Connection) -> list[str]:
+        return [name for (name,) in connection.execute(WRITTEN, [self._tables])]
+
+
+def _copy_of(connection: Connection, table: str) -> bytes:
+    with connection.cursor().copy(f"COPY {table} TO STDOUT") as copy:
+        return b"".join(map(bytes, copy))
