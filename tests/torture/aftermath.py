@@ -21,7 +21,8 @@ from .operations import ENDS, OPERATIONS, request_of
 
 # Of what was acknowledged, so many are sent again as well.
 SAMPLE = 200
-LIMIT = 50_000
+# Of attempts to order a history: far more than any has needed yet, so that one that is left undecided is looked at.
+LIMIT = 1_000_000
 
 
 def conclude(database: Database, calls: Sequence[Call], seed: str, counts: Counter[str]) -> Iterator[Finding]:
@@ -43,8 +44,9 @@ def _linearizable(calls: Sequence[Call], counts: Counter[str]) -> Iterator[Findi
         counts["calls in histories"] += len(history)
         try:
             account = explain(history, limit=LIMIT)
-        except Undecided:
+        except Undecided as undecided:
             counts["histories undecided"] += 1
+            yield Finding("linearizability", f"burst {burst}: {undecided}")
             continue
         if account is not None:
             yield Finding("linearizability", f"burst {burst}: {account}")
