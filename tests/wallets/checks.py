@@ -366,7 +366,9 @@ def _by_id(rows: Rows) -> Rows:
 
 
 def _plain(value: Any, ids: dict[str, str]) -> str:
-    return UUID.sub(lambda found: ids.setdefault(found[0], f"id-{len(ids)}"), repr(value))
+    # While time stands, what is remembered has the time of the one who holds it.
+    text = repr(value).replace("FakeDatetime(", "datetime.datetime(")
+    return UUID.sub(lambda found: ids.setdefault(found[0], f"id-{len(ids)}"), text)
 
 
 # ── the caller's transaction ──

@@ -69,9 +69,9 @@ def swapped(one: Any, other: Any) -> tuple[Movement, Movement]:
     return replace(one, amount=other.amount), replace(other, amount=one.amount)
 
 
-def with_row(decision: Decision, **values: Any) -> Decision:
+def with_row(decision: Decision, **changes: Any) -> Decision:
     [row] = decision.rows
-    return replace(decision, rows=(replace(row, values={**row.values, **values}),))
+    return replace(decision, rows=(replace(row, **changes),))
 
 
 def told_to_all(decision: Decision) -> Decision:
@@ -115,10 +115,12 @@ FAULTS: dict[str, Fault] = {
     "the taker's balance in the refusal": Fault("transfer", decides("transfer", told_to_all), checks.check_refusals),
     "nobody's permission": Fault("settle", {"authorization": None}, checks.check_refusals),
     "no claim": Fault("deposit", decides("deposit", lambda d: replace(d, rows=())), by_hand(1)),
-    "an item of another amount": Fault("hold", decides("hold", lambda d: with_row(d, amount=31)), sealed),
-    "an item without its model": Fault("settle", decides("settle", lambda d: with_row(d, model_id=None)), by_hand()),
+    "an item of another amount": Fault(
+        "hold", decides("hold", lambda d: with_row(d, values={"amount": 31, "status": "held"})), sealed
+    ),
+    "an item without its model": Fault("settle", decides("settle", lambda d: with_row(d, copies=())), by_hand()),
     "an item without its model, by the ledger": Fault(
-        "settle", decides("settle", lambda d: with_row(d, model_id=None)), sealed
+        "settle", decides("settle", lambda d: with_row(d, copies=())), sealed
     ),
     "another balance is told": Fault("hold", tells("hold", escrow_balance=lambda facts: facts["amount"]), by_hand()),
     "another answer each time": Fault(
