@@ -18,9 +18,9 @@ from points_platform.core import (
     WalletError,
 )
 from points_platform.ledger import LedgerService, LogHead, files
+from points_platform.ledger.files import export_log
 from points_platform.ledger.log import chained, digest
 from points_platform.ledger.models import LOG
-from points_platform.ledger.files import export_log
 from points_platform.wallets.models import USER_WALLETS
 from points_platform.wallets.rebuild import drifts, restore
 from points_platform.wallets.verify import verify
