@@ -137,7 +137,9 @@ def test_the_first_row_is_returned_and_none_where_there_is_none(pooled: PoolProx
     assert some.execute(pooled, {"count": 3}) == ("1", None)
     assert some.execute(pooled, {"count": 0}) is None
     with administrator(pooled_url(pooled)) as other:
-        assert Statement("delete", "DELETE FROM user_wallets WHERE user_id = %(a)s").execute(pooled, {"a": "x"}) is None
+        assert (
+            Statement("delete", "DELETE FROM user_wallets WHERE owner_id = %(a)s").execute(pooled, {"a": "x"}) is None
+        )
         assert scalar(other, "SELECT count(*) FROM user_wallets") == 0
 
 
@@ -241,7 +243,7 @@ def test_what_is_not_supported_at_all_is_raised_and_not_tried_for_ever(
     pooled: PoolProxiedConnection, level: str | None
 ) -> None:
     """0A000 is also what a statement gives that PostgreSQL cannot carry out, at its preparation or execution."""
-    early = Statement("early", "SELECT count(*) FROM user_wallets WHERE user_id = %(text)s FOR UPDATE")
+    early = Statement("early", "SELECT count(*) FROM user_wallets WHERE owner_id = %(text)s FOR UPDATE")
     late = Statement("late", "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '0A000'; END $$")
     for statement in (early, late):
         for _ in range(2):
@@ -261,7 +263,7 @@ ERRORS = {
     "42P01": "SELECT %(text)s::text FROM nowhere",
     "42P18": "SELECT pg_typeof(%(text)s)",
     "23505": "INSERT INTO schema_version SELECT version FROM schema_version WHERE %(text)s::text <> ''",
-    "23502": "INSERT INTO user_wallets (user_id) VALUES (%(text)s)",
+    "23502": "INSERT INTO user_wallets (owner_id) VALUES (%(text)s)",
     "23001": "UPDATE ledger_entries SET amount = 1 WHERE account_id = %(text)s",
 }
 

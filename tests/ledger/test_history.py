@@ -568,7 +568,9 @@ REFUSALS: dict[str, Callable[[LedgerService], object]] = {
     "bucket must be a bucket of a user, not 'earned'": (
         lambda ledger: ledger.entries("user:ana", "points", bucket="earned")
     ),
-    "account_id must be user:…, model:… or platform:issuer, not 'ana'": lambda ledger: ledger.entries("ana", "points"),
+    "account_id must be one of user:…, model:…, platform:issuer, platform:revenue, not 'ana'": lambda ledger: (
+        ledger.entries("ana", "points")
+    ),
     "period must be one of day, week, month, not 'year'": (
         lambda ledger: ledger.earnings(
             "luna", "points", period="year", timezone="UTC", since=NOON, until=NOON + MICROSECOND
