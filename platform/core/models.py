@@ -44,9 +44,9 @@ def column(name: str, type_: Any, *, key: bool = False, null: bool = False, defa
     return Field(sa_column=Column(name, type_, primary_key=key, nullable=null, server_default=default))
 
 
-def points(name: str, *, null: bool = False) -> Any:
+def points(name: str, *, null: bool = False, default: str | None = None) -> Any:
     """A column of points, or of anything else that is counted."""
-    return column(name, BigInteger(), null=null)
+    return column(name, BigInteger(), null=null, default=default)
 
 
 class SchemaVersionRow(Base, table=True):

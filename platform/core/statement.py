@@ -138,11 +138,12 @@ def _end_pipeline(libpq: pq.abc.PGconn) -> list[pq.abc.PGresult]:
 def _results(libpq: pq.abc.PGconn) -> list[pq.abc.PGresult]:
     """What the server tells of one command. The wait gives way to other threads, and to a keyboard interrupt."""
     waiting = select.poll()
-    waiting.register(libpq.socket, select.POLLIN | select.POLLOUT)
-    while libpq.flush():
-        waiting.poll()
-        libpq.consume_input()
-    waiting.modify(libpq.socket, select.POLLIN)
+    if libpq.flush():
+        waiting.register(libpq.socket, select.POLLIN | select.POLLOUT)
+        while libpq.flush():
+            waiting.poll()
+            libpq.consume_input()
+    waiting.register(libpq.socket, select.POLLIN)
     results: list[pq.abc.PGresult] = []
     while True:
         while libpq.is_busy():

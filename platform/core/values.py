@@ -183,8 +183,11 @@ class Checked:
     """A frozen dataclass whose fields are checked and brought to their plain form on construction."""
 
     def __post_init__(self) -> None:
+        given = vars(self)
         for name, check in checks_of(type(self)):
-            object.__setattr__(self, name, check(name, getattr(self, name)))
+            value = given[name]
+            if (plain := check(name, value)) is not value:
+                object.__setattr__(self, name, plain)
 
 
 class HasMetadata:

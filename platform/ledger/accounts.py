@@ -120,16 +120,35 @@ class Touch:
 Move = Movement | Touch
 
 
-def net(moves: Iterable[Move]) -> dict[Account, int]:
-    """What each account gains (or loses, below zero; or 0, a touch); movements between the same accounts add up."""
-    change: dict[Account, int] = {}
+class Changes(NamedTuple):
+    """What moves come to: what each account gains (or loses, below zero; or 0, a touch).
+
+    The accounts of owners of wallets by owner and bucket, and those of the platform.
+    """
+
+    wallets: dict[str, dict[Bucket, int]]
+    platform: dict[Account, int]
+
+
+def net(moves: Iterable[Move]) -> Changes:
+    """What the moves come to; movements between the same accounts add up."""
+    changes = Changes({}, {})
     for move in moves:
         if isinstance(move, Touch):
-            change.setdefault(move.account, 0)
-            continue
-        change[move.source] = change.get(move.source, 0) - move.amount
-        change[move.target] = change.get(move.target, 0) + move.amount
-    return change
+            _add(changes, move.account, 0)
+        else:
+            _add(changes, move.source, -move.amount)
+            _add(changes, move.target, move.amount)
+    return changes
+
+
+def _add(changes: Changes, account: Account, amount: int) -> None:
+    owner, bucket = account
+    if has_wallet(owner):
+        gains = changes.wallets.setdefault(owner, {})
+        gains[bucket] = gains.get(bucket, 0) + amount
+    else:
+        changes.platform[account] = changes.platform.get(account, 0) + amount
 
 
 # ── what an operation may do ──
@@ -203,28 +222,25 @@ def operations_that(hold: InHold) -> list[str]:
 
 def is_legal(operation: str, owner_id: str, model_id: str | None, moves: Sequence[Move]) -> bool:
     """Whether these are exactly the moves of one way of that operation, between accounts that there can be."""
-    paths: set[Path] = set()
+    law = CHART.get(operation)
+    paths: set[tuple[tuple[str, Bucket], tuple[str, Bucket] | None]] = set()
     for move in moves:
         if isinstance(move, Touch):
             paths.add((_place(move.account, owner_id, model_id), None))
         elif move.amount > 0:
             paths.add((_place(move.source, owner_id, model_id), _place(move.target, owner_id, model_id)))
-    law = CHART.get(operation)
     return law is not None and len(paths) == len(moves) and paths in law.ways
 
 
-def _place(account: Account, owner_id: str, model_id: str | None) -> Place:
+def _place(account: Account, owner_id: str, model_id: str | None) -> tuple[str, Bucket]:
+    """The account's ``Place``."""
     account_id, bucket = account
     kind, _, name = account_id.partition(":")
-    whose = account_id  # of the platform, or of nobody
-    if bucket in WALLETS.get(kind, ()):
-        if account_id == owner_id:
-            whose = "own"
-        elif kind == "user":
-            whose = "another"
-        elif name == model_id:
-            whose = "model"
-    return Place(whose, bucket)
+    if bucket not in WALLETS.get(kind, ()):
+        return account  # of the platform, or of nobody
+    if account_id == owner_id:
+        return "own", bucket
+    return "another" if kind == "user" else "model" if name == model_id else account_id, bucket
 
 
 # What the entries of a transaction are, in no order: each place with the sign of its amount.

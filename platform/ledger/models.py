@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlmodel import Field
 
 from ..core.models import Base, UtcDateTime, column, points, text
 from ..core.values import MAX_ID_LENGTH, HasMetadata
-from .accounts import Account, Bucket, Move
+from .accounts import Account, Bucket, Changes, Move, net
 
 UUID_LENGTH = 36
 HASH_LENGTH = 64
@@ -59,9 +59,9 @@ class LedgerEntryRow(Base, table=True):
         UniqueConstraint("account_id", "currency", "bucket", "wallet_version", name="ledger_entries_version"),
     )
     transaction_id: str = column("transaction_id", text(UUID_LENGTH), key=True)
+    owner_id: str = column("owner_id", text(OWNER_LENGTH), key=True)
     account_id: str = column("account_id", text(OWNER_LENGTH), key=True)
     bucket: str = column("bucket", text(32), key=True)
-    owner_id: str = column("owner_id", text(OWNER_LENGTH))
     currency: str = column("currency", text(32))
     amount: int = points("amount")
     balance_before: int | None = points("balance_before", null=True)
@@ -155,9 +155,13 @@ class TransactionHeader(HasMetadata):
 
 @dataclass(frozen=True, kw_only=True)
 class TransactionDraft(TransactionHeader):
-    """A transaction that is decided but not written: moves instead of entries."""
+    """A transaction that is decided but not written: moves instead of entries, and what they come to."""
 
     moves: tuple[Move, ...]
+    changes: Changes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "changes", net(self.moves))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,26 +3,41 @@
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
-from .accounts import Account, has_wallet, is_legal, net
+from .accounts import Bucket, is_legal
 from .models import LedgerEntry, LedgerTransaction, TransactionDraft, WalletState
 
 _ACCOUNT = attrgetter("account_id", "bucket")
 
 
-def post(draft: TransactionDraft, wallets: Mapping[str, WalletState]) -> LedgerTransaction:
+def post(draft: TransactionDraft, wallets: Mapping[str, WalletState], **told: str) -> LedgerTransaction:
     """The transaction that the draft becomes when these are the wallets after it, by owner.
 
-    The entries derive from the moves, so they sum to zero. Raises ``ValueError`` for moves that the operation must
-    not make, and for a wallet that is not given.
+    ``told`` are fields that only the writing has told. The entries derive from the moves, so they sum to zero.
+    Raises ``ValueError`` for moves that the operation must not make, and for a wallet that is not given.
     """
     if not is_legal(draft.operation, draft.owner_id, draft.model_id, draft.moves):
         raise ValueError(f"{draft.operation} must not make the moves {draft.moves}")
-    changes = net(draft.moves)
-    if missing := [a for a in changes if a.account_id not in wallets and has_wallet(a.account_id)]:
+    if missing := draft.changes.wallets.keys() - wallets.keys():
         raise ValueError(f"{draft.operation} was posted without the wallets of {missing}")
-    header = vars(draft).copy()
-    del header["moves"]
-    entries = (_entry(a, amount, wallets.get(a.account_id), draft) for a, amount in changes.items())
+    header = vars(draft) | told
+    del header["moves"], header["changes"]
+    entries = [
+        _entry(owner, bucket, amount, wallets[owner])
+        for owner, gains in draft.changes.wallets.items()
+        for bucket, amount in gains.items()
+    ]
+    for (account_id, bucket), amount in draft.changes.platform.items():
+        entries.append(
+            LedgerEntry(
+                account_id=account_id,
+                bucket=bucket.value,
+                amount=amount,
+                balance_before=None,
+                balance_after=None,
+                wallet_version=None,
+                posted_at=draft.occurred_at,
+            )
+        )
     return LedgerTransaction(**header, entries=in_order(entries))
 
 
@@ -31,14 +46,14 @@ def in_order(entries: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
     return tuple(sorted(entries, key=_ACCOUNT))
 
 
-def _entry(account: Account, amount: int, wallet: WalletState | None, draft: TransactionDraft) -> LedgerEntry:
-    after = wallet.balances[account.bucket] if wallet else None
+def _entry(owner: str, bucket: Bucket, amount: int, wallet: WalletState) -> LedgerEntry:
+    after = wallet.balances[bucket]
     return LedgerEntry(
-        account_id=account.account_id,
-        bucket=account.bucket.value,
+        account_id=owner,
+        bucket=bucket.value,
         amount=amount,
-        balance_before=None if after is None else after - amount,
+        balance_before=after - amount,
         balance_after=after,
-        wallet_version=wallet.version if wallet else None,
-        posted_at=wallet.posted_at if wallet else draft.occurred_at,
+        wallet_version=wallet.version,
+        posted_at=wallet.posted_at,
     )

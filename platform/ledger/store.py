@@ -69,10 +69,10 @@ def recording(*, source: str, values: Mapping[str, str]) -> str:
     """
     header = [values.get(column.key) or parameter(column) for column in HEADER]
     return f"""
-    INSERT INTO {TRANSACTIONS} ({_lines(column.name for column in HEADER)})
-    SELECT {_lines(header)}
+    INSERT INTO {TRANSACTIONS} ({in_lines(column.name for column in HEADER)})
+    SELECT {in_lines(header)}
     FROM {source}
-    RETURNING transaction_id, owner_id, currency"""
+    RETURNING transaction_id, currency"""
 
 
 def unused_key() -> str:
@@ -81,7 +81,7 @@ def unused_key() -> str:
     return f"NOT EXISTS (SELECT FROM {TRANSACTIONS} WHERE {key})"
 
 
-def _lines(parts: Iterable[str]) -> str:
+def in_lines(parts: Iterable[str]) -> str:
     """Comma-separated, and not too wide for a reader."""
     return fill(", ".join(parts), width=100, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
 
@@ -95,7 +95,7 @@ def posting(*, wallets: Sequence[str], entries: Sequence[str]) -> str:
     lines = ",\n        ".join(entries)
     return f"""
     INSERT INTO {ENTRIES} (transaction_id, owner_id, currency, {names}, balance_before)
-    SELECT recorded.transaction_id, recorded.owner_id, recorded.currency, {names}, balance_after - amount
+    SELECT recorded.transaction_id, %(owner_id)s::varchar, recorded.currency, {names}, balance_after - amount
     FROM {", ".join(["recorded", *wallets])}, LATERAL (VALUES
         {lines}
     ) AS entry ({names})"""

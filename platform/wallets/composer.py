@@ -1,42 +1,39 @@
-"""A decision carried out as one data-modifying statement, on a single PostgreSQL: one round trip, commit included.
+"""The one statement of all decisions of a shape: its rows, then each wallet, the platform's accounts as plain entries.
 
-The statement is composed from the decision's shape: its rows, then each wallet in the order of all locks, the
-platform's accounts as plain entries. It writes only where every need of the decision is met, since each is a guard of
-the part that it is about, and the idempotency key must be free. So nothing is read beforehand, and a change that
-leaves the needs met is in nobody's way. Where one is not met nothing is written, and nothing is refused.
-
-The parts are a chain: each reads from the one before it, and a part that finds no row leaves nothing for the parts
-after it. Where an earlier part has written by then, the last line divides by zero, which undoes the statement. The
-transaction is recorded before the last of the chain, which many may want: what that locks is free again after one
-more part. The ledger supplies its own two parts.
+It writes only where every need of the decision is met, since each is a guard of the part that it is about, and the
+idempotency key must be free. The parts are a chain in the order of all locks: each reads from the one before it, and a
+part that finds no row leaves nothing for the parts after it. Where an earlier part has written by then, the last line
+divides by zero, which undoes the statement. The transaction is recorded before the last of the chain, which many may
+want: what that locks is free again after one more part. The ledger supplies its own two parts.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Table
+from sqlalchemy import Column, Table
 
-from ..core.database import Execute
 from ..core.statement import Statement
 from ..ledger import store as ledger_store
-from ..ledger.accounts import WALLETS, Account, Bucket, has_wallet, kind_of, net
-from ..ledger.models import LedgerTransaction, TransactionDraft, WalletState
-from ..ledger.posting import post
+from ..ledger.accounts import WALLETS, Account, Bucket
 from .models import WALLET_TABLES
-from .needs import Making
-from .operation import Decision
-from .rows import Begun, Changed, Row
+from .rows import Changed, Row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+HEADER = tuple(column.key for column in ledger_store.HEADER)
+_HEADER_VALUES = attrgetter(*HEADER)
 AT = "%(occurred_at)s::timestamptz"
 CURRENCY = "%(currency)s::varchar"
 # The wait for a row lock is bounded before the first row is touched.
 BOUNDED = "\n    SELECT set_config('lock_timeout', %(lock_timeout)s, true)"
 STATEMENTS = 1000  # shapes differ by operation and by what is optional in one
+KINDS = list(WALLET_TABLES)
+
+# A condition, and the names of its values.
+Condition = tuple[str, tuple[str, ...]]
 
 
 class RowShape(NamedTuple):
@@ -45,23 +42,31 @@ class RowShape(NamedTuple):
     how: type[Row]
     table: Table
     columns: tuple[str, ...]
+    copies: tuple[str, ...]
+    at: str
     tells: tuple[str, ...]
-    guards: tuple[str, ...]
-    fresh: bool
+    claimed: bool
+    guards: tuple[Condition, ...]
 
     @property
-    def changes(self) -> bool:
-        """Whether the row must be there."""
-        return self.how is Changed
+    def in_the_way(self) -> bool:
+        """Whether others may want the row too."""
+        return self.how is Changed or self.claimed
+
+    @property
+    def key(self) -> list[Column[Any]]:
+        """The columns of the key."""
+        return list(self.table.primary_key)
 
 
 class WalletShape(NamedTuple):
-    """What a statement knows of a wallet: its kind, the buckets in which it gains or loses, what guards it."""
+    """What a statement knows of a wallet: its kind, whether it is the owner's own, where it gains or loses."""
 
     kind: str
+    own: bool
     buckets: tuple[Bucket, ...]
     loses: bool
-    guards: tuple[str, ...]
+    guards: tuple[Condition, ...]
 
 
 class Shape(NamedTuple):
@@ -74,121 +79,50 @@ class Shape(NamedTuple):
 
 
 class Composed(NamedTuple):
-    """A statement, and where in its row the wallets are, and what the rows have told."""
+    """A statement, the names of its parameters in the order of the shape's values, and what its row tells last."""
 
     statement: Statement
+    parameters: tuple[str, ...]
     tells: tuple[str, ...]
-
-
-def carry_out(
-    execute: Execute, decision: Decision, draft: TransactionDraft, *, lock_timeout: str
-) -> LedgerTransaction | None:
-    """Carry out the decision, ledger and all, in one statement; ``None`` if a need of it is not met.
-
-    Raises ``ValueError`` for a need that guards nothing which the decision writes.
-    """
-    changes = net(draft.moves)
-    owners = _in_lock_order(changes)
-    values: dict[str, Any] = {"lock_timeout": lock_timeout, **vars(draft)}
-    shape = _shape(decision, draft.operation, changes, owners, values)
-    composed = compose(shape)
-    row = execute(composed.statement, values)
-    if row is None:
-        return None
-    wallets, place = {}, 0
-    for owner, wallet in zip(owners, shape.wallets, strict=True):
-        *balances, version, microseconds = row[place : place + len(wallet.buckets) + 2]
-        place += len(wallet.buckets) + 2
-        wallets[owner] = WalletState(
-            balances=dict(zip(wallet.buckets, map(int, balances), strict=True)),
-            version=int(version),
-            posted_at=EPOCH + timedelta(microseconds=int(microseconds)),
-        )
-    if composed.tells:
-        draft = replace(draft, **dict(zip(composed.tells, row[place:], strict=False)))
-    return post(draft, wallets)
-
-
-def _in_lock_order(changes: Mapping[Account, int]) -> list[str]:
-    """The owners of wallets: users by id, then models by id."""
-    owners = {account.account_id for account in changes if has_wallet(account.account_id)}
-    return sorted(owners, key=lambda owner: (_KINDS.index(kind_of(owner)), owner)) if len(owners) > 1 else list(owners)
-
-
-_KINDS = list(WALLET_TABLES)
-
-
-def _shape(
-    decision: Decision,
-    operation: str,
-    changes: Mapping[Account, int],
-    owners: Sequence[str],
-    values: dict[str, Any],
-) -> Shape:
-    """The decision's shape, and its values, each by the name that the shape's statement has for it."""
-    guards: dict[Any, list[Any]] = {}
-    for need in decision.needs:
-        guard = need.guard()
-        guards.setdefault(guard.on, []).append(guard)
-    rows = []
-    for number, row in enumerate(decision.rows):
-        mine = guards.pop((row.table, row.key), ())
-        rows.append(_row_shape(row, number, mine, values))
-    wallets = []
-    for number, owner in enumerate(owners):
-        mine = guards.pop(owner, ())
-        wallets.append(_wallet_shape(owner, number, changes, mine, values))
-    if guards:
-        raise ValueError(f"{operation} needs what nothing that it writes would guard: {list(guards)}")
-    platform: list[Account] = []
-    for account, amount in changes.items():
-        if not has_wallet(account.account_id):
-            values[f"platform{len(platform)}"] = amount
-            platform.append(account)
-    return Shape(operation, tuple(rows), tuple(wallets), tuple(platform))
-
-
-def _row_shape(row: Row, number: int, guards: Sequence[Any], values: dict[str, Any]) -> RowShape:
-    name = f"row{number}"
-    values.update(zip(_key_names(row.table, name), row.key, strict=True))
-    for column, value in row.values.items():
-        values[f"{name}_{column}"] = value
-    begun = isinstance(row, Begun)
-    claimed = isinstance(row, Begun) and row.claimed
-    if any(isinstance(guard, Making) for guard in guards) and not claimed:
-        raise ValueError(f"a row of {row.table} guards nothing, since it is not claimed")
-    conditions = _conditions(name, [guard for guard in guards if not isinstance(guard, Making)], values)
-    tells = row.tells if isinstance(row, Changed) else ()
-    return RowShape(type(row), row.table, tuple(row.values), tells, conditions, begun and not claimed)
-
-
-def _wallet_shape(
-    owner: str, number: int, changes: Mapping[Account, int], guards: Sequence[Any], values: dict[str, Any]
-) -> WalletShape:
-    name = f"wallet{number}"
-    values[f"{name}_owner"] = owner
-    buckets, loses = [], False
-    for account, amount in changes.items():
-        if account.account_id == owner:
-            values[f"{name}_{account.bucket}"] = amount
-            buckets.append(account.bucket)
-            loses = loses or amount < 0
-    return WalletShape(kind_of(owner), tuple(buckets), loses, _conditions(name, guards, values))
-
-
-def _conditions(name: str, guards: Sequence[Any], values: dict[str, Any]) -> tuple[str, ...]:
-    for guard in guards:
-        for each, value in guard.values.items():
-            values[f"{name}_{each}"] = value
-    return tuple(guard.condition for guard in guards)
-
-
-# ── the statement of a shape ──
 
 
 @lru_cache(STATEMENTS)
 def compose(shape: Shape) -> Composed:
     """The one statement of all decisions of a shape."""
+    operation, rows, wallets, platform = shape
+    shape = Shape(
+        operation,
+        tuple(RowShape(*row) for row in rows),
+        tuple(WalletShape(*wallet) for wallet in wallets),
+        platform,
+    )
+    text, told = _text(shape)
+    # The server cuts the names of prepared statements.
+    name = f"{operation:.20}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return Composed(Statement(name, text), tuple(_parameters(shape)), told)
+
+
+def _parameters(shape: Shape) -> Iterator[str]:
+    """The names of the values that ``shape_of`` gives, in their order."""
+    yield "lock_timeout"
+    yield from HEADER
+    for number, row in enumerate(shape.rows):
+        name = f"row{number}"
+        yield from (f"{name}_{column.key}" for column in row.key if column.key not in HEADER)
+        yield from (f"{name}_{each}" for each in row.columns)
+        yield from (f"{name}_{each}" for _, names in row.guards for each in names)
+    for number, wallet in enumerate(shape.wallets):
+        name = f"wallet{number}"
+        if not wallet.own:
+            yield f"{name}_owner"
+        yield from (f"{name}_{bucket}" for bucket in wallet.buckets)
+        yield from (f"{name}_{each}" for _, names in wallet.guards for each in names)
+    for number, _ in enumerate(shape.platform):
+        yield f"platform{number}"
+
+
+def _text(shape: Shape) -> tuple[str, tuple[str, ...]]:
+    """The statement, and what it tells of the transaction at the end of its row."""
     teller = next((f"row{number}" for number, row in enumerate(shape.rows) if "currency" in row.tells), None)
     told = {each: f"row{number}.{each}" for number, row in enumerate(shape.rows) for each in row.tells}
     parts = {"bounded": BOUNDED}
@@ -205,7 +139,7 @@ def compose(shape: Shape) -> Composed:
     if len(links) == 1:
         parts["recorded"] = ledger_store.recording(source=chain[0], values=told)
     for number, row in enumerate(shape.rows):
-        if row.fresh:
+        if not row.in_the_way:
             parts[f"row{number}"] = _making(row, f"row{number}", chain[-1])
     wallets = [f"wallet{number}" for number in range(len(shape.wallets))]
     parts["posted"] = ledger_store.posting(wallets=wallets, entries=list(_entries(shape)))
@@ -216,9 +150,7 @@ def compose(shape: Shape) -> Composed:
     text = "WITH " + ",\n".join(f"{name} AS ({part}\n)" for name, part in parts.items())
     joined = chain[0] + "".join(f" LEFT JOIN {name} ON true" for name in chain[1:])
     text += f"\nSELECT {', '.join(result)}\nFROM {joined}"
-    # The server cuts the names of prepared statements.
-    name = f"{shape.operation:.20}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return Composed(Statement(name, text), tuple(told))
+    return text, tuple(told)
 
 
 Link = tuple[str, Callable[[str, str, str], str]]
@@ -227,11 +159,11 @@ Link = tuple[str, Callable[[str, str, str], str]]
 def _links(shape: Shape) -> Iterator[Link]:
     """The parts that others may be in the way of, in the order of all locks: each by its name, source and currency."""
     # What can happen only once tells a repeated key by itself; else it is looked for, so that it violates nothing.
-    once = any(not row.fresh for row in shape.rows)
+    once = any(row.in_the_way for row in shape.rows)
     unused = () if once else (ledger_store.unused_key(),)
     for number, row in enumerate(shape.rows):
-        if not row.fresh:
-            yield f"row{number}", partial(_changing if row.changes else _making, row)
+        if row.in_the_way:
+            yield f"row{number}", partial(_changing if row.how is Changed else _making, row)
     for number, wallet in enumerate(shape.wallets):
         yield f"wallet{number}", partial(_losing if wallet.loses else _gaining, wallet, unused if number == 0 else ())
 
@@ -240,15 +172,23 @@ def _from(*sources: str | None) -> str:
     return ", ".join(dict.fromkeys(each for each in sources if each))
 
 
-def _key_names(table: Table, name: str) -> list[str]:
-    return [f"{name}_{column.key}" for column in table.primary_key]
+def _written(row: RowShape, name: str) -> dict[str, str]:
+    """The columns that are written, by their names in the database, each with the SQL of its value."""
+    columns = row.table.c
+    own = {columns[each].name: ledger_store.parameter(columns[each], f"{name}_{each}") for each in row.columns}
+    copied = {columns[each].name: ledger_store.parameter(columns[each]) for each in row.copies}
+    return own | copied | {columns[row.at].name: AT}
+
+
+def _key(row: RowShape, name: str) -> dict[str, str]:
+    """The same of the key; what the header has is the header's."""
+    return {c.name: ledger_store.parameter(c, None if c.key in HEADER else f"{name}_{c.key}") for c in row.key}
 
 
 def _changing(row: RowShape, name: str, source: str, currency: str = "") -> str:
-    columns = row.table.c
-    changes = ", ".join(f"{columns[c].name} = {ledger_store.parameter(columns[c], f'{name}_{c}')}" for c in row.columns)
-    key = [f"{name}.{c.name} = {ledger_store.parameter(c, f'{name}_{c.key}')}" for c in row.table.primary_key]
-    where = "\n    AND ".join([" AND ".join(key), *_guards(row.guards, name)])
+    changes = ",\n        ".join(f"{column} = {value}" for column, value in _written(row, name).items())
+    key = " AND ".join(f"{name}.{column} = {value}" for column, value in _key(row, name).items())
+    where = "\n    AND ".join([key, *_guards(row.guards, name)])
     return f"""
     UPDATE {row.table} AS {name}
     SET {changes}
@@ -258,23 +198,22 @@ def _changing(row: RowShape, name: str, source: str, currency: str = "") -> str:
 
 
 def _making(row: RowShape, name: str, source: str, currency: str = "") -> str:
-    columns = [*row.table.primary_key, *(row.table.c[each] for each in row.columns)]
-    names = ", ".join(column.name for column in columns)
-    values = ", ".join(ledger_store.parameter(column, f"{name}_{column.key}") for column in columns)
-    conflict = "" if row.fresh else "\n    ON CONFLICT DO NOTHING\n    RETURNING true AS there"
+    values = _key(row, name) | _written(row, name)
+    conflict = "\n    ON CONFLICT DO NOTHING\n    RETURNING true AS there" if row.claimed else ""
     return f"""
-    INSERT INTO {row.table} ({names})
-    SELECT {values}
+    INSERT INTO {row.table} ({ledger_store.in_lines(values)})
+    SELECT {ledger_store.in_lines(values.values())}
     FROM {source}{conflict}"""
 
 
 def _losing(wallet: WalletShape, unused: tuple[str, ...], name: str, source: str, currency: str) -> str:
     changes = ", ".join(f"{bucket} = {name}.{bucket} + %({name}_{bucket})s::bigint" for bucket in wallet.buckets)
-    key = f"{name}.owner_id = %({name}_owner)s::varchar AND {name}.currency = {currency}"
+    key = f"{name}.owner_id = {_owner(wallet, name)} AND {name}.currency = {currency}"
     where = "\n    AND ".join([key, *_guards(wallet.guards, name), *unused])
     return f"""
     UPDATE {WALLET_TABLES[wallet.kind]} AS {name}
-    SET {changes}, version = {name}.version + 1, updated_at = greatest({name}.updated_at, {AT})
+    SET {changes}, version = {name}.version + 1,
+        updated_at = greatest({name}.updated_at, {AT})
     FROM {source}
     WHERE {where}
     RETURNING true AS there, {_columns(wallet, name)}"""
@@ -291,7 +230,7 @@ def _gaining(wallet: WalletShape, unused: tuple[str, ...], name: str, source: st
     return f"""
     INSERT INTO {WALLET_TABLES[wallet.kind]} AS {name}
         (owner_id, currency, {", ".join(everything)}, version, created_at, updated_at)
-    SELECT %({name}_owner)s::varchar, {currency}, {gains}, 1, {AT}, {AT}
+    SELECT {_owner(wallet, name)}, {currency}, {gains}, 1, {AT}, {AT}
     FROM {source}{where}
     ON CONFLICT (owner_id, currency) DO UPDATE
     SET {changes}, version = {name}.version + 1,
@@ -308,18 +247,13 @@ def _returned(name: str, wallet: WalletShape) -> Iterator[str]:
     yield f"(1000000 * extract(epoch FROM {name}.updated_at))::bigint"
 
 
-def _guards(guards: Sequence[str], name: str) -> list[str]:
+def _guards(guards: Sequence[Condition], name: str) -> list[str]:
     """The conditions, with the row's name and those of its values."""
-    return [guard.format_map(_Names(name)) for guard in guards]
+    return [condition.format(row=name, **{each: f"%({name}_{each})s" for each in names}) for condition, names in guards]
 
 
-class _Names(dict[str, str]):
-    def __init__(self, name: str) -> None:
-        super().__init__(row=name)
-        self._name = name
-
-    def __missing__(self, key: str) -> str:
-        return f"%({self._name}_{key})s"
+def _owner(wallet: WalletShape, name: str) -> str:
+    return f"%({'owner_id' if wallet.own else f'{name}_owner'})s::varchar"
 
 
 def _entries(shape: Shape) -> Iterator[str]:
@@ -327,6 +261,6 @@ def _entries(shape: Shape) -> Iterator[str]:
         name = f"wallet{number}"
         for bucket in wallet.buckets:
             state = f"{name}.{bucket}, {name}.version, {name}.updated_at"
-            yield f"(%({name}_owner)s::varchar, '{bucket}', %({name}_{bucket})s::bigint, {state})"
+            yield f"({_owner(wallet, name)}, '{bucket}', %({name}_{bucket})s::bigint, {state})"
     for number, account in enumerate(shape.platform):
         yield f"('{account.account_id}', '{account.bucket}', %(platform{number})s::bigint, NULL, NULL, {AT})"

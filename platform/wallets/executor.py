@@ -3,11 +3,11 @@
 On PostgreSQL one operation is tried at once, without the read: written where every need of its decision is met.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection
@@ -19,7 +19,7 @@ from ..core.values import canonical_json, new_id, now
 from ..events.service import EventBus
 from ..ledger.models import LedgerTransaction, TransactionDraft
 from ..ledger.service import LedgerService
-from . import composer, locked
+from . import at_once, locked
 from .announce import Announcer
 from .config import WalletConfig
 from .facts import Record
@@ -152,7 +152,7 @@ class Executor:
     ) -> list[LedgerTransaction]:
         """In one statement, where every need is met; where one is not, see which."""
         timeout = self._database.lock_timeout
-        transaction = composer.carry_out(execute, task.decision, task.draft, lock_timeout=timeout)
+        transaction = at_once.carry_out(execute, task.decision, task.draft, lock_timeout=timeout)
         if transaction is not None:
             return [transaction]
         with connect() as connection:
@@ -203,36 +203,40 @@ def _task(
     at: datetime,
     place: int | None = None,
 ) -> Task:
-    occasion = Occasion(transaction_id=new_id(), made_id=new_id(), at=at, currency=currency)
-    decision = operation.decide(asked.request, occasion)
-    return Task(asked.request, key, currency, decision, _draft(operation, asked, occasion, decision), place)
+    decision = operation.decide(asked.request, Occasion(made_id=new_id(), currency=currency))
+    return Task(asked.request, key, currency, decision, _draft(operation, asked, currency, at, decision), place)
 
 
 def _draft(
-    operation: Operation[Any, Any], asked: Permitted, occasion: Occasion, decision: Decision
+    operation: Operation[Any, Any], asked: Permitted, currency: str, at: datetime, decision: Decision
 ) -> TransactionDraft:
     """The header of the transaction, as far as the request tells it, and the moves."""
     request: Any = asked.request
-    details = {name: getattr(request, name) for name in operation.details if getattr(request, name) is not None}
-    named = {name: getattr(request, name, None) for name in NAMED}
+    named = {name: getattr(request, name) for name in _named(cast(Hashable, type(request)))}
     for row in decision.rows:
         if isinstance(row, Begun):
-            named |= row.tells
+            named |= row.gives
+    details = {name: getattr(request, name) for name in operation.details if getattr(request, name) is not None}
     return TransactionDraft(
-        transaction_id=occasion.transaction_id,
+        transaction_id=new_id(),
         owner_id=request.owner_id,
         operation=operation.name,
         idempotency_key=request.idempotency_key,
         request_id=request.request_id,
         reason=request.reason,
-        currency=occasion.currency,
-        occurred_at=occasion.at,
+        currency=currency,
+        occurred_at=at,
         authorization_id=asked.authorization_id,
         metadata_json=None if request.metadata is None else canonical_json(request.metadata),
         details_json=canonical_json(details) if details else None,
         moves=decision.moves,
         **named,
     )
+
+
+@cache
+def _named(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.name in NAMED)
 
 
 def _outcome(task: Task, work: UnitOfWork, atomic: bool) -> LedgerTransaction | WalletError:

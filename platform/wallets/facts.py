@@ -13,7 +13,6 @@ from ..core.errors import InvalidRequestError
 from ..core.refusals import IdempotencyConflictError
 from ..core.values import canonical_json
 from ..events.models import WalletEvent
-from ..ledger.accounts import kind_of, name_of
 from ..ledger.models import LedgerTransaction
 from .operation import Operation, Request, Response
 from .operations import BY_NAME
@@ -42,23 +41,26 @@ class Record:
         """Everything that the views may ask for, by name. A balance that was not touched is not there."""
         if self._facts is None:
             transaction = self.transaction
-            header = vars(transaction).copy()
-            del header["entries"]
-            common = {"event_id": transaction.transaction_id, "timestamp": transaction.occurred_at}
-            if kind_of(transaction.owner_id) == "user":
-                common["user_id"] = name_of(transaction.owner_id)
-            details = dict.fromkeys(self.operation.details) | transaction.details
-            self._facts = {**header, **common, **details, **self.operation.told(transaction)}
+            facts = vars(transaction).copy()
+            del facts["entries"]
+            facts["event_id"], facts["timestamp"] = transaction.transaction_id, transaction.occurred_at
+            kind, _, name = transaction.owner_id.partition(":")
+            if kind == "user":
+                facts["user_id"] = name
+            if self.operation.details:
+                facts.update(dict.fromkeys(self.operation.details) | transaction.details)
+            facts.update(self.operation.told(transaction))
+            self._facts = facts
         return self._facts
 
     def request(self) -> Request:
         """The request that the transaction carried out, with its currency resolved."""
-        request: Request = _pick(self.operation.request, {**self.facts, "metadata": self.transaction.metadata})
+        request: Request = _pick(self.operation.request, self.facts, metadata=self.transaction.metadata)
         return request
 
     def response(self, *, replayed: bool) -> Response:
         """The answer to the request."""
-        response: Response = _pick(self.operation.response, {**self.facts, "replayed": replayed})
+        response: Response = _pick(self.operation.response, self.facts, replayed=replayed)
         return response
 
     def event(self) -> WalletEvent:
@@ -105,8 +107,9 @@ def _comparable(value: Any) -> Any:
     return canonical_json(value) if isinstance(value, dict) else value
 
 
-def _pick(cls: type[T], facts: Mapping[str, Any]) -> T:
-    return cls(**{name: facts[name] for name in _names(cast(Hashable, cls)) if name in facts})
+def _pick(cls: type[T], facts: Mapping[str, Any], **others: Any) -> T:
+    names = _names(cast(Hashable, cls))
+    return cls(**{name: facts[name] for name in names if name in facts}, **others)
 
 
 @cache

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.values import Identifier, canonical_json
+from ..core.values import Identifier
 from ..events.models import UserEvent
 from .models import ESCROW_ITEMS, EscrowStatus
 from .needs import Held
 from .operation import Occasion, UserRequest
 from .rows import Begun, Changed
+
+HELD = EscrowStatus.HELD.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +31,14 @@ class EndingRequest(UserRequest):
 
 def begun(request: Any, occasion: Occasion) -> Begun:
     """The row of a new hold: what the request says of it, held."""
-    values = {
-        "currency": occasion.currency,
-        "amount": request.amount,
-        "status": EscrowStatus.HELD.value,
-        "queue_item_id": request.queue_item_id,
-        "feature_type": request.feature_type,
-        "reason": request.reason,
-        "metadata_json": None if request.metadata is None else canonical_json(request.metadata),
-        "model_id": None,
-        "settled_amount": 0,
-        "refunded_amount": 0,
-        "created_at": occasion.at,
-        "processed_at": None,
-        "expires_at": None,
-    }
-    tells = {"escrow_id": occasion.made_id}
-    return Begun(table=ESCROW_ITEMS, key=(occasion.made_id, request.owner_id), values=values, tells=tells)
+    return Begun(
+        table=ESCROW_ITEMS,
+        key=(occasion.made_id, request.owner_id),
+        values={"amount": request.amount, "status": HELD},
+        copies=("currency", "queue_item_id", "feature_type", "reason", "metadata_json"),
+        at="created_at",
+        gives={"escrow_id": occasion.made_id},
+    )
 
 
 def held(request: Any, amount: int, occasion: Occasion) -> Held:
@@ -53,14 +46,24 @@ def held(request: Any, amount: int, occasion: Occasion) -> Held:
     return Held(request.escrow_id, request.owner_id, amount, request.queue_item_id, occasion.currency)
 
 
-def ended(request: Any, status: EscrowStatus, occasion: Occasion, *, settled: int = 0, refunded: int = 0) -> Changed:
-    """The row of a hold that is over."""
-    values = {
-        "status": status.value,
-        "model_id": getattr(request, "model_id", None),
-        "settled_amount": settled,
-        "refunded_amount": refunded,
-        "processed_at": occasion.at,
-    }
-    key = (request.escrow_id, request.owner_id)
-    return Changed(table=ESCROW_ITEMS, key=key, values=values, tells=("currency", "feature_type"))
+def settled(request: Any, status: EscrowStatus, *, amount: int, refunded: int = 0) -> Changed:
+    """The row of a hold of which a model has got the amount, and its user what was refunded."""
+    return _ended(
+        request, {"status": status.value, "settled_amount": amount, "refunded_amount": refunded}, ("model_id",)
+    )
+
+
+def refunded(request: Any, status: EscrowStatus) -> Changed:
+    """The row of a hold that has gone back to its user."""
+    return _ended(request, {"status": status.value, "refunded_amount": request.amount}, ())
+
+
+def _ended(request: Any, values: dict[str, Any], copies: tuple[str, ...]) -> Changed:
+    return Changed(
+        table=ESCROW_ITEMS,
+        key=(request.escrow_id, request.owner_id),
+        values=values,
+        copies=copies,
+        at="processed_at",
+        tells=("currency", "feature_type"),
+    )

@@ -13,7 +13,7 @@ from sqlalchemy import Column, ColumnElement, Connection, FromClause, Select, Ta
 from ..core.failures import Stale
 from ..core.rows import chunks, given, insert_rows, parameters, update_rows
 from ..ledger import store as ledger_store
-from ..ledger.accounts import WALLETS, has_wallet, kind_of, net
+from ..ledger.accounts import WALLETS, kind_of
 from ..ledger.models import TRANSACTIONS, TransactionDraft
 from .models import ESCROW_ITEMS, ROW_TABLES, WALLET_TABLES
 from .operation import Decision
@@ -38,9 +38,10 @@ class Wanted(NamedTuple):
     @classmethod
     def by(cls, decision: Decision, draft: TransactionDraft) -> "Wanted":
         """What a decision wants: its wallets, rows that may be there already, and what its key stands for."""
-        owners = dict.fromkeys(account.account_id for account in net(draft.moves) if has_wallet(account.account_id))
         rows = tuple(row for row in decision.rows if not isinstance(row, Begun) or row.claimed)
-        return cls(tuple(owners), rows, (draft.owner_id, draft.operation, draft.idempotency_key), draft.currency)
+        return cls(
+            tuple(draft.changes.wallets), rows, (draft.owner_id, draft.operation, draft.idempotency_key), draft.currency
+        )
 
     @property
     def shape(self) -> "ReadShape":
@@ -194,9 +195,9 @@ def write(connection: Connection, work: UnitOfWork) -> None:
 
 
 def _write_rows(connection: Connection, table: Table, rows: Sequence[Written]) -> None:
-    names = table.c.keys()
-    if new := [[row.now[name] for name in names] for row in rows if row.seen is None]:
-        insert_rows(connection, tuple(table.c), new)
+    new = [row.now for row in rows if row.seen is None]
+    for names, alike in _grouped(new, tuple):
+        insert_rows(connection, tuple(table.c[name] for name in names), [tuple(row.values()) for row in alike])
     changed = [(row.seen, row.now) for row in rows if row.seen is not None and row.seen != row.now]
     key = tuple(table.primary_key)
     for columns, alike in _grouped(changed, lambda row: tuple(c for c in table.c if row[0][c.key] != row[1][c.key])):

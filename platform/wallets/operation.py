@@ -17,7 +17,7 @@ from ..ledger.models import LedgerTransaction
 from .authorization import QueueAuthorization
 from .models import EscrowStatus
 from .needs import Need
-from .rows import Row
+from .rows import Begun, Changed
 
 
 class TransactionReason(StrEnum):
@@ -93,13 +93,11 @@ class Response:
 class Occasion:
     """What an operation gets from outside, once for all its attempts.
 
-    ``transaction_id`` is what it will be recorded as, ``made_id`` is for a row that it may begin. ``currency`` is the
-    request's or the configured default; ``""`` where a row that is there will tell it.
+    ``made_id`` is for a row that it may begin. ``currency`` is the request's or the configured default; ``""`` where a
+    row that is there will tell it.
     """
 
-    transaction_id: str
     made_id: str
-    at: datetime
     currency: str
 
 
@@ -113,7 +111,7 @@ class Decision:
 
     needs: tuple[Need, ...]
     moves: tuple[Move, ...]
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Begun | Changed, ...] = ()
 
 
 Req = TypeVar("Req", bound=Request)

@@ -15,28 +15,35 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A row that a decision writes. ``key`` has the values of the table's primary key, ``values`` of other columns."""
+    """A row that a decision writes.
+
+    ``key`` has the values of the table's primary key; a part of it that the header of the transaction has too is the
+    header's. ``values`` has columns by their names, ``copies`` names those that have the header's values, and ``at``
+    the one that has the transaction's time.
+    """
 
     table: Table
     key: Key
     values: Values
+    copies: tuple[str, ...] = ()
+    at: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Begun(Row):
-    """A row that is made. ``values`` has all its other columns.
+    """A row that is made; columns that it does not name are empty, or the database's default.
 
     ``claimed`` says that others may want to make a row of this key too: it is what everything else waits for. Else the
-    key was made for it, and nobody can be in its way. ``tells`` are fields of the transaction's header that it gives.
+    key was made for it, and nobody can be in its way. ``gives`` are fields of the transaction's header that it gives.
     """
 
-    tells: Mapping[str, str] = field(default_factory=dict)
+    gives: Mapping[str, str] = field(default_factory=dict)
     claimed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Changed(Row):
-    """A row that is there and changes. ``values`` has the columns that do.
+    """A row that is there and changes.
 
     ``tells`` are the columns that the header of the transaction has too, and takes from the row.
     """

@@ -5,17 +5,17 @@ have left. (Unit of Work: Fowler, Patterns of Enterprise Application Architectur
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Table
 
-from ..ledger.accounts import WALLETS, Bucket, has_wallet, kind_of, net
+from ..ledger.accounts import WALLETS, Bucket, kind_of
 from ..ledger.models import LedgerTransaction, TransactionDraft, WalletState
 from ..ledger.posting import post
 from .operation import Decision
-from .rows import Begun, Changed, Key
+from .rows import Begun, Changed, Key, Row
 
 IdempotencyKey = tuple[str, str, str]
 
@@ -74,36 +74,38 @@ class UnitOfWork:
             if (transaction_id := need.answered_by(state)) is not None:
                 return self.by_id[transaction_id]
         # ── after this line the operation succeeds, or is tried again whole ──
-        draft = replace(draft, **self._write(decision) | {"currency": state.currency})
-        gains: dict[str, dict[Bucket, int]] = {}
-        for (owner, bucket), amount in net(draft.moves).items():
-            if has_wallet(owner):
-                gains.setdefault(owner, {})[bucket] = amount
-        changed = {owner: self._change(owner, gain, draft) for owner, gain in gains.items()}
-        transaction = post(draft, changed)
+        told = self._told(decision) | {"currency": state.currency}
+        for row in decision.rows:
+            self._write(row, draft, told)
+        changed = {
+            owner: self._wallet(owner, state.currency).change(gains, draft.occurred_at)
+            for owner, gains in draft.changes.wallets.items()
+        }
+        transaction = post(draft, changed, **told)
         self.posted.append(transaction)
         self.recorded[draft.owner_id, draft.operation, draft.idempotency_key] = transaction
         self.by_id[draft.transaction_id] = transaction
         return transaction
 
-    def _write(self, decision: Decision) -> dict[str, Any]:
-        """Write the rows; returns what those that were there tell of the transaction."""
-        told: dict[str, Any] = {}
-        for row in decision.rows:
-            if isinstance(row, Begun):
-                key = zip((column.key for column in row.table.primary_key), row.key, strict=True)
-                self.rows[row.table, row.key] = Written(None, {**dict(key), **row.values})
-            elif isinstance(row, Changed):
-                written = self.rows[row.table, row.key]
-                told |= {name: written.now[name] for name in row.tells}
-                written.now |= row.values
-        return told
+    def _told(self, decision: Decision) -> dict[str, Any]:
+        """What rows that are there tell of the transaction."""
+        changed = (row for row in decision.rows if isinstance(row, Changed))
+        return {name: self.rows[row.table, row.key].now[name] for row in changed for name in row.tells}
 
-    def _change(self, owner: str, gains: Mapping[Bucket, int], draft: TransactionDraft) -> WalletState:
-        wallet = self.wallets.get((owner, draft.currency))
+    def _write(self, row: Row, draft: TransactionDraft, told: dict[str, Any]) -> None:
+        header = vars(draft) | told
+        values = {**row.values, **{name: header[name] for name in row.copies}, row.at: draft.occurred_at}
+        if isinstance(row, Begun):
+            key = zip((column.key for column in row.table.primary_key), row.key, strict=True)
+            self.rows[row.table, row.key] = Written(None, {**dict(key), **values})
+        else:
+            self.rows[row.table, row.key].now.update(values)
+
+    def _wallet(self, owner: str, currency: str) -> Wallet:
+        wallet = self.wallets.get((owner, currency))
         if wallet is None:
-            wallet = self.wallets[owner, draft.currency] = Wallet(dict.fromkeys(WALLETS[kind_of(owner)], 0))
-        return wallet.change(gains, draft.occurred_at)
+            wallet = self.wallets[owner, currency] = Wallet(dict.fromkeys(WALLETS[kind_of(owner)], 0))
+        return wallet
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,13 +50,9 @@ def decide(request: DepositRequest, occasion: Occasion) -> Decision:
     claim = Begun(
         table=DEPOSIT_CLAIMS,
         key=(request.source, request.reference),
-        values={
-            "owner_id": request.owner_id,
-            "transaction_id": occasion.transaction_id,
-            "currency": occasion.currency,
-            "amount": amount,
-            "created_at": occasion.at,
-        },
+        values={"amount": amount},
+        copies=("owner_id", "transaction_id", "currency"),
+        at="created_at",
         claimed=True,
     )
     unclaimed = Unclaimed(request.source, request.reference, request.owner_id, amount, occasion.currency)

@@ -66,7 +66,7 @@ def decide(request: EscrowPartialSettleRequest, occasion: Occasion) -> Decision:
     return Decision(
         needs=(holds.held(request, refunded + settled, occasion), Room(model, settled)),
         moves=(Movement(escrow(user), available(user), refunded), Movement(escrow(user), model, settled)),
-        rows=(holds.ended(request, EscrowStatus.PARTIALLY_SETTLED, occasion, settled=settled, refunded=refunded),),
+        rows=(holds.settled(request, EscrowStatus.PARTIALLY_SETTLED, amount=settled, refunded=refunded),),
     )
 
 

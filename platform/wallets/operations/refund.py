@@ -55,7 +55,7 @@ def decide(request: EscrowRefundRequest, occasion: Occasion) -> Decision:
     return Decision(
         needs=(holds.held(request, request.amount, occasion),),
         moves=(Movement(escrow(user), available(user), request.amount),),
-        rows=(holds.ended(request, EscrowStatus.REFUNDED, occasion, refunded=request.amount),),
+        rows=(holds.refunded(request, EscrowStatus.REFUNDED),),
     )
 
 

@@ -59,7 +59,7 @@ def decide(request: EscrowSettleRequest, occasion: Occasion) -> Decision:
     return Decision(
         needs=(holds.held(request, request.amount, occasion), Room(model, request.amount)),
         moves=(Movement(escrow(request.user_id), model, request.amount),),
-        rows=(holds.ended(request, EscrowStatus.SETTLED, occasion, settled=request.amount),),
+        rows=(holds.settled(request, EscrowStatus.SETTLED, amount=request.amount),),
     )
 
 
