@@ -1,34 +1,25 @@
-"""A decision carried out as one data-modifying statement, on a single PostgreSQL: one round trip, commit included.
+"""The one statement of all decisions of a shape: its rows, then each wallet, the platform's accounts as plain entries.
 
-The statement is composed from the decision's shape: its rows, then each wallet in the order of all locks, the
-platform's accounts as plain entries. It writes only where every need of the decision is met, since each is a guard of
-the part that it is about, and the idempotency key must be free. So nothing is read beforehand, and a change that
-leaves the needs met is in nobody's way. Where one is not met nothing is written, and nothing is refused.
-
-The parts are a chain: each reads from the one before it, and a part that finds no row leaves nothing for the parts
-after it. Where an earlier part has written by then, the last line divides by zero, which undoes the statement. The
-transaction is recorded before the last of the chain, which many may want: what that locks is free again after one
-more part. The ledger supplies its own two parts.
+It writes only where every need of the decision is met, since each is a guard of the part that it is about, and the
+idempotency key must be free. The parts are a chain in the order of all locks: each reads from the one before it, and a
+part that finds no row leaves nothing for the parts after it. Where an earlier part has written by then, the last line
+divides by zero, which undoes the statement. The transaction is recorded before the last of the chain, which many may
+want: what that locks is free again after one more part. The ledger supplies its own two parts.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Table
 
-from ..core.database import Execute
 from ..core.statement import Statement
 from ..ledger import store as ledger_store
-from ..ledger.accounts import WALLETS, Account, Bucket, kind_of
-from ..ledger.models import LedgerTransaction, TransactionDraft, WalletState
-from ..ledger.posting import post
+from ..ledger.accounts import WALLETS, Account, Bucket
 from .models import WALLET_TABLES
-from .needs import Guard, Making
-from .operation import Decision
 from .rows import Changed, Row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -93,86 +84,6 @@ class Composed(NamedTuple):
     statement: Statement
     parameters: tuple[str, ...]
     tells: tuple[str, ...]
-
-
-def carry_out(
-    execute: Execute, decision: Decision, draft: TransactionDraft, *, lock_timeout: str
-) -> LedgerTransaction | None:
-    """Carry out the decision, ledger and all, in one statement; ``None`` if a need of it is not met.
-
-    Raises ``ValueError`` for a need that guards nothing which the decision writes.
-    """
-    owners = _in_lock_order(draft.changes.wallets)
-    values = [lock_timeout, *_HEADER_VALUES(draft)]
-    shape = shape_of(decision, draft, owners, values)
-    composed = compose(shape)
-    row = execute(composed.statement, dict(zip(composed.parameters, values, strict=True)))
-    if row is None:
-        return None
-    wallets, place = {}, 0
-    for owner in owners:
-        balances = {}
-        for bucket in draft.changes.wallets[owner]:
-            balances[bucket] = int(row[place])
-            place += 1
-        posted_at = EPOCH + timedelta(microseconds=int(row[place + 1]))
-        wallets[owner] = WalletState(balances=balances, version=int(row[place]), posted_at=posted_at)
-        place += 2
-    return post(draft, wallets, **dict(zip(composed.tells, row[place:], strict=False)))
-
-
-def _in_lock_order(owners: Mapping[str, Any]) -> list[str]:
-    """The owners of wallets: users by id, then models by id."""
-    return list(owners) if len(owners) == 1 else sorted(owners, key=lambda owner: (KINDS.index(kind_of(owner)), owner))
-
-
-def shape_of(decision: Decision, draft: TransactionDraft, owners: Sequence[str], values: list[Any]) -> Shape:
-    """The decision's shape; its own values are added to ``values``, in the order in which the shape names them."""
-    guards: dict[Any, list[Guard | Making]] = {}
-    for need in decision.needs:
-        guard = need.guard()
-        guards.setdefault(guard.on, []).append(guard)
-    # Plain tuples: a statement is made of them once, and looked up by them each time.
-    rows: list[Any] = []
-    for row in decision.rows:
-        values += [row.key[place] for place in _own_places(row.table)]
-        values += row.values.values()
-        tells, claimed = (row.tells, False) if isinstance(row, Changed) else ((), row.claimed)
-        conditions = _conditions(guards.pop((row.table, row.key), ()), values, claimed=claimed)
-        rows.append((type(row), row.table, tuple(row.values), row.copies, row.at, tells, claimed, conditions))
-    wallets: list[Any] = []
-    for owner in owners:
-        gains, own = draft.changes.wallets[owner], owner == draft.owner_id
-        if not own:
-            values.append(owner)
-        values += gains.values()
-        conditions = _conditions(guards.pop(owner, ()), values)
-        wallets.append((kind_of(owner), own, tuple(gains), min(gains.values()) < 0, conditions))
-    values += draft.changes.platform.values()
-    if guards:
-        raise ValueError(f"{draft.operation} needs what nothing that it writes would guard: {list(guards)}")
-    shape: Any = (draft.operation, tuple(rows), tuple(wallets), tuple(draft.changes.platform))
-    return shape  # type: ignore[no-any-return]
-
-
-@cache
-def _own_places(table: Table) -> tuple[int, ...]:
-    """The places in the table's key of what the header has not."""
-    return tuple(place for place, column in enumerate(table.primary_key) if column.key not in HEADER)
-
-
-def _conditions(guards: Sequence[Guard | Making], values: list[Any], *, claimed: bool = False) -> tuple[Condition, ...]:
-    conditions = []
-    for guard in guards:
-        if isinstance(guard, Guard):
-            values += guard.values.values()
-            conditions.append((guard.condition, tuple(guard.values)))
-        elif not claimed:
-            raise ValueError(f"{guard.on} guards nothing, since it is not claimed")
-    return tuple(conditions)
-
-
-# ── the statement of a shape ──
 
 
 @lru_cache(STATEMENTS)

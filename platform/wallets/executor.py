@@ -19,7 +19,7 @@ from ..core.values import canonical_json, new_id, now
 from ..events.service import EventBus
 from ..ledger.models import LedgerTransaction, TransactionDraft
 from ..ledger.service import LedgerService
-from . import composer, locked
+from . import at_once, locked
 from .announce import Announcer
 from .config import WalletConfig
 from .facts import Record
@@ -152,7 +152,7 @@ class Executor:
     ) -> list[LedgerTransaction]:
         """In one statement, where every need is met; where one is not, see which."""
         timeout = self._database.lock_timeout
-        transaction = composer.carry_out(execute, task.decision, task.draft, lock_timeout=timeout)
+        transaction = at_once.carry_out(execute, task.decision, task.draft, lock_timeout=timeout)
         if transaction is not None:
             return [transaction]
         with connect() as connection:

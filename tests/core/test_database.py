@@ -27,6 +27,7 @@ from points_platform.core.models import UtcDateTime
 from points_platform.ledger import LedgerService
 from points_platform.wallets import WalletService
 from support.recount import recount
+from support.statements import statements
 from support.world import World, at_once
 
 SECRET = "s3cret"
@@ -294,18 +295,6 @@ def test_close_happens_also_when_the_block_raises_and_the_exception_goes_on(url:
         use()
     pool: Any = databases[0].engine.pool
     assert pool.checkedin() == 0
-
-
-@contextmanager
-def statements(engine: Engine) -> Iterator[list[str]]:
-    seen: list[str] = []
-
-    def watch(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        seen.append(statement)
-
-    event.listen(engine, "before_cursor_execute", watch)
-    yield seen
-    event.remove(engine, "before_cursor_execute", watch)
 
 
 def test_any_number_of_databases_over_one_engine_begin_each_transaction_once(sqlite_url: str) -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 
@@ -24,7 +23,9 @@ from points_platform.core import (
 from points_platform.core.database import Retry
 from points_platform.ledger import LedgerService
 from points_platform.wallets import EscrowHoldResponse, WalletConfig, WalletService
+from support.connections import administrator, end_connection
 from support.recount import recount
+from support.statements import before_each, once_before
 from support.world import World
 
 SLEEP = "points_platform.core.database.time.sleep"
@@ -74,39 +75,8 @@ def service_on(world: World, ledger: LedgerService) -> WalletService:
     return WalletService(ledger, authorizer=world.authorizer, events=world.bus, config=world.config)
 
 
-@contextmanager
-def administrator(world: World) -> Iterator[psycopg.Connection[Any]]:
-    """A connection of somebody else's to the same PostgreSQL database, each statement its own transaction."""
-    url = world.database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(url, autocommit=True) as connection:
-        yield connection
-
-
-def end_connection(world: World, pid: int) -> None:
-    """The server ends that connection, and has done so when this returns."""
-    with administrator(world) as connection:
-        assert connection.execute("SELECT pg_terminate_backend(%s, 10000)", [pid]).fetchone() == (True,)
-
-
 def driver_connection(connection: Connection) -> Any:
     return connection.connection.dbapi_connection
-
-
-@contextmanager
-def once_before(engine: Engine, fragment: str, act: Callable[[Connection], object]) -> Iterator[None]:
-    """Act once, right before the first statement that contains the fragment."""
-    pending = [act]
-
-    def watch(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
-        if fragment in statement and pending:
-            pending.pop()(connection)
-
-    event.listen(engine, "before_cursor_execute", watch)
-    try:
-        yield
-        assert not pending, f"no statement has {fragment!r}"
-    finally:
-        event.remove(engine, "before_cursor_execute", watch)
 
 
 def assert_held_once(world: World, held: EscrowHoldResponse) -> None:
@@ -121,7 +91,7 @@ def assert_held_once(world: World, held: EscrowHoldResponse) -> None:
 
 def fail_with(world: World, sqlstate: str, times: int) -> None:
     """Let the server raise that error for the next ledger transactions; a sequence counts past rollbacks."""
-    with administrator(world) as connection:
+    with administrator(world.database.engine.url) as connection:
         connection.execute(
             f"""CREATE SEQUENCE IF NOT EXISTS failures;
             ALTER SEQUENCE failures RESTART;
@@ -133,7 +103,7 @@ def fail_with(world: World, sqlstate: str, times: int) -> None:
 
 
 def failures_so_far(world: World) -> int:
-    with administrator(world) as connection:
+    with administrator(world.database.engine.url) as connection:
         row = connection.execute("SELECT last_value FROM failures").fetchone()
     return int(row[0]) if row else 0
 
@@ -216,8 +186,8 @@ def test_the_victim_of_a_deadlock_is_tried_again(stepwise_server: World) -> None
     granted = threading.Event()
     with (
         Database(impatient, single_statement=False) as database,
-        administrator(stepwise_server) as other,
-        administrator(stepwise_server) as observer,
+        administrator(stepwise_server.database.engine.url) as other,
+        administrator(stepwise_server.database.engine.url) as observer,
     ):
         service = service_on(stepwise_server, LedgerService(database))
         other.execute("BEGIN")
@@ -238,7 +208,7 @@ def test_the_victim_of_a_deadlock_is_tried_again(stepwise_server: World) -> None
             ).fetchone():
                 pass
 
-        with once_before(database.engine, "UPDATE model_wallets", cross):
+        with before_each(database.engine, "UPDATE model_wallets", cross):
             settled = stepwise_server.send(stepwise_server.settle_request(held.escrow_id), service)
         thread.join()
     assert (granted.is_set(), settled.replayed, settled.model_earned_balance) == (True, False, 31)
@@ -254,7 +224,7 @@ def test_a_snapshot_that_went_stale_is_tried_again(stepwise_server: World) -> No
     )
     for database in databases:
         service = service_on(stepwise_server, LedgerService(database))
-        with once_before(database.engine, "INSERT INTO escrow_items", lambda _: stepwise_server.hold(amount=5)):
+        with once_before(database.engine, "INSERT INTO escrow_items", lambda: stepwise_server.hold(amount=5)):
             held = stepwise_server.send(stepwise_server.hold_request(amount=5), service)
         assert not held.replayed
         database.engine.dispose()
@@ -265,16 +235,16 @@ def test_a_snapshot_that_went_stale_is_tried_again(stepwise_server: World) -> No
 def test_somebody_faster_between_read_and_write_makes_the_operation_start_over(stepwise_server: World) -> None:
     outcomes: list[Any] = []
     engine = stepwise_server.database.engine
-    with once_before(engine, "INSERT INTO escrow_items", lambda _: outcomes.append(stepwise_server.hold())):
+    with once_before(engine, "INSERT INTO escrow_items", lambda: outcomes.append(stepwise_server.hold())):
         outcomes.append(stepwise_server.hold(amount=70))
-    with once_before(engine, "UPDATE escrow_items", lambda _: stepwise_server.credit(amount=1)):
+    with once_before(engine, "UPDATE escrow_items", lambda: stepwise_server.credit(amount=1)):
         outcomes.append(stepwise_server.refund(outcomes[0].escrow_id))
     assert [outcome.replayed for outcome in outcomes] == [False] * 3
     assert [outcome.transaction_id for outcome in outcomes] == [
         event.transaction_id for event in stepwise_server.events if event.event_type != "wallet.credited"
     ]
     assert stepwise_server.wallets.get_user_balance("ana").available == 31
-    taken = once_before(engine, "INSERT INTO escrow_items", lambda _: stepwise_server.hold(amount=31))
+    taken = once_before(engine, "INSERT INTO escrow_items", lambda: stepwise_server.hold(amount=31))
     with taken, pytest.raises(InsufficientBalanceError) as refused:
         stepwise_server.hold(amount=31)
     assert refused.value.details == {"required": 31, "available": 0}
@@ -321,12 +291,14 @@ def test_a_connection_that_died_in_the_pool_or_in_the_middle_is_replaced(stepwis
     engine = stepwise_server.database.engine
     with engine.connect() as connection:
         pid = driver_connection(connection).info.backend_pid
-    end_connection(stepwise_server, pid)
+    end_connection(stepwise_server.database.engine.url, pid)
     assert_held_once(stepwise_server, stepwise_server.hold())
     middles = ["LEFT OUTER JOIN", "INSERT INTO escrow_items", "UPDATE user_wallets", "INSERT INTO ledger_entries"]
     for number, fragment in enumerate(middles, start=1):
-        cut = once_before(
-            engine, fragment, lambda mine: end_connection(stepwise_server, driver_connection(mine).info.backend_pid)
+        cut = before_each(
+            engine,
+            fragment,
+            lambda mine: end_connection(stepwise_server.database.engine.url, driver_connection(mine).info.backend_pid),
         )
         with cut:
             assert stepwise_server.hold(amount=1).new_available_balance == 70 - number
@@ -340,13 +312,13 @@ def kill_after_commit(world: World) -> Callable[[Connection], None]:
         mine.commit()
         # Without a transaction that is open, psycopg would not speak to the server at COMMIT at all.
         mine.execute("SELECT 1")
-        end_connection(world, mine.info.backend_pid)
+        end_connection(world.database.engine.url, mine.info.backend_pid)
 
     return act
 
 
 def kill_before_commit(world: World) -> Callable[[Connection], None]:
-    return lambda connection: end_connection(world, driver_connection(connection).info.backend_pid)
+    return lambda connection: end_connection(world.database.engine.url, driver_connection(connection).info.backend_pid)
 
 
 @contextmanager
@@ -498,7 +470,7 @@ def test_missing_tables_are_storage_unavailable_for_reads_and_writes(database: D
 
 def test_a_role_that_may_only_read_can_read_and_gets_no_driver_error_for_writing(server: World) -> None:
     role = f"reader_{server.database.engine.url.database}"
-    with administrator(server) as admin:
+    with administrator(server.database.engine.url) as admin:
         admin.execute(f"CREATE ROLE {role}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     try:
         for option, cause in ((f"role={role}", "42501"), ("default_transaction_read_only=on", "25006")):
@@ -512,7 +484,7 @@ def test_a_role_that_may_only_read_can_read_and_gets_no_driver_error_for_writing
                 with pytest.raises(StorageUnavailableError):
                     server.send(server.credit_request(), service)
     finally:
-        with administrator(server) as admin:
+        with administrator(server.database.engine.url) as admin:
             admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
     assert len(server.events) == 0
 

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from points_platform.core import (
@@ -38,6 +38,7 @@ from points_platform.core.values import MAX_POINTS
 from points_platform.ledger.files import export_log
 from points_platform.wallets import WalletConfig
 from points_platform.wallets.rebuild import apply, drifts, restore
+from support.connections import administrator, scalar
 from support.databases import PostgreSQLDatabases
 from support.recount import recount
 from support.workers import OPERATIONS, ready
@@ -66,19 +67,6 @@ def world_at(target: str | Engine, level: str | None, way: str = "single", retri
     with Database(target, isolation_level=level, **options) as database:  # type: ignore[arg-type]
         yield World(database, config=impatient(retries))
         recount(database)
-
-
-@contextmanager
-def administrator(url: str) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody else's connection to the same database, each statement its own transaction."""
-    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(address, autocommit=True) as connection:
-        yield connection
-
-
-def scalar(connection: psycopg.Connection[Any], sql: str, *parameters: object) -> Any:
-    row = connection.execute(sql, parameters).fetchone()
-    return row[0] if row else None
 
 
 def waits_for(holder: psycopg.Connection[Any], observer: psycopg.Connection[Any]) -> int:
@@ -172,7 +160,8 @@ def levels_seen(url: str) -> Iterator[Callable[[], set[str]]]:
             CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             INSERT INTO seen VALUES (current_setting('transaction_isolation')); RETURN NULL; END $$"""
         )
-        for table in ("ledger_transactions", "user_wallets", "escrow_items", "ledger_log", "ledger_log_readers"):
+        written = ("ledger_transactions", "user_wallets", "model_wallets", "escrow_items", "deposit_claims")
+        for table in (*written, "ledger_log", "ledger_log_readers"):
             other.execute(
                 f"CREATE TRIGGER see AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH STATEMENT"
                 " EXECUTE FUNCTION see()"
@@ -206,7 +195,7 @@ def test_all_that_the_module_begins_for_writing_has_the_level(
             world.ledger.reader("host").move(1, seen=0)
             assert seen() == {level}, "a reader's position"
             with administrator(url) as other:
-                other.execute("UPDATE user_wallets SET available = available + 1 WHERE user_id = 'user-of-hold'")
+                other.execute("UPDATE user_wallets SET available = available + 1 WHERE owner_id = 'user:user-of-hold'")
             seen()
             with world.database.snapshot() as connection:
                 (drift,) = drifts(connection)
@@ -426,7 +415,11 @@ def test_a_miss_leaves_no_transaction_open_and_is_refused_by_name(postgresql_url
         world.refund(ended.escrow_id, amount=1)
         with administrator(postgresql_url) as other:
             # Full, so that a settlement divides by zero after it has written the rest.
-            other.execute("INSERT INTO model_wallets SELECT 'luna', 'points', %s, 1, now(), now()", [MAX_POINTS])
+            other.execute(
+                "INSERT INTO model_wallets (owner_id, currency, earned, paying, version, created_at, updated_at)"
+                " VALUES ('model:luna', 'points', %s, 0, 1, now(), now())",
+                [MAX_POINTS],
+            )
         before, pid = world.snapshot(), backend(engine)
         refusals: list[tuple[type[WalletError], Any]] = [
             (InsufficientBalanceError, world.hold_request(amount=1000)),
@@ -612,9 +605,9 @@ def closing(postgresql_url: str) -> str:
     """
     with administrator(postgresql_url) as other:
         other.execute(
-            f"""CREATE TABLE closed (user_id text);
+            f"""CREATE TABLE closed (owner_id text);
             CREATE FUNCTION check_open() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF EXISTS (SELECT FROM closed WHERE user_id = NEW.user_id) THEN
+            IF EXISTS (SELECT FROM closed WHERE owner_id = NEW.owner_id) THEN
             RAISE EXCEPTION 'closed' USING ERRCODE = 'P0001'; END IF; RETURN NEW; END $$;
             CREATE TRIGGER check_open BEFORE INSERT ON escrow_items FOR EACH ROW EXECUTE FUNCTION check_open();
             CREATE FUNCTION pass_the_gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -641,8 +634,8 @@ def close(url: str, level: str) -> Iterator[Callable[[], object]]:
     """The host's transaction at that level, which has found that ana holds nothing; what is yielded commits it."""
     with administrator(url) as host:
         host.execute(f"BEGIN ISOLATION LEVEL {level}")
-        assert scalar(host, "SELECT count(*) FROM escrow_items WHERE user_id = 'ana'") == 0
-        host.execute("INSERT INTO closed VALUES ('ana')")
+        assert scalar(host, "SELECT count(*) FROM escrow_items WHERE owner_id = 'user:ana'") == 0
+        host.execute("INSERT INTO closed VALUES ('user:ana')")
         yield partial(host.execute, "COMMIT")
 
 

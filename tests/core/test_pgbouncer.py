@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from points_platform.core import (
 )
 from points_platform.wallets import WalletConfig
 from points_platform.wallets.verify import verify
+from support.answers import tally
 from support.recount import recount
 from support.workers import OPERATIONS, ready
 from support.world import World, at_once
@@ -168,10 +168,6 @@ def on_all_server_connections(engine: Engine, sql: str) -> list[Any]:
             connection.close()
     assert len({pid for pid, _ in told}) == SERVER_CONNECTIONS
     return [value for _, value in told]
-
-
-def tally(answers: list[Any]) -> Counter[str]:
-    return Counter(type(answer).__name__ for answer in answers)
 
 
 def test_every_operation_is_carried_out_at_once_repeated_and_refused(world: World) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
-from sqlalchemy import URL, Engine, NullPool, PoolProxiedConnection, create_engine, event, make_url
+from sqlalchemy import Engine, NullPool, PoolProxiedConnection, create_engine, event
 
 from points_platform.core import Database, OptimisticLockError, StorageUnavailableError, WalletError
 from points_platform.core.database import Retry
 from points_platform.core.statement import Row, Statement
 from points_platform.wallets import WalletConfig
+from support.connections import administrator, scalar
 from support.recount import recount
 from support.world import World, at_once
 
@@ -92,19 +93,6 @@ def status_of(pooled: PoolProxiedConnection) -> TransactionStatus:
     return status
 
 
-@contextmanager
-def administrator(url: str | URL) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody else's connection to the same database, each statement its own transaction."""
-    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(address, autocommit=True) as connection:
-        yield connection
-
-
-def scalar(connection: psycopg.Connection[Any], sql: str, *parameters: object) -> Any:
-    row = connection.execute(sql, parameters).fetchone()
-    return row[0] if row else None
-
-
 def by_the_driver(pooled: PoolProxiedConnection, sql: str) -> None:
     cursor = pooled.cursor()
     cursor.execute(sql)
@@ -149,7 +137,9 @@ def test_the_first_row_is_returned_and_none_where_there_is_none(pooled: PoolProx
     assert some.execute(pooled, {"count": 3}) == ("1", None)
     assert some.execute(pooled, {"count": 0}) is None
     with administrator(pooled_url(pooled)) as other:
-        assert Statement("delete", "DELETE FROM user_wallets WHERE user_id = %(a)s").execute(pooled, {"a": "x"}) is None
+        assert (
+            Statement("delete", "DELETE FROM user_wallets WHERE owner_id = %(a)s").execute(pooled, {"a": "x"}) is None
+        )
         assert scalar(other, "SELECT count(*) FROM user_wallets") == 0
 
 
@@ -253,7 +243,7 @@ def test_what_is_not_supported_at_all_is_raised_and_not_tried_for_ever(
     pooled: PoolProxiedConnection, level: str | None
 ) -> None:
     """0A000 is also what a statement gives that PostgreSQL cannot carry out, at its preparation or execution."""
-    early = Statement("early", "SELECT count(*) FROM user_wallets WHERE user_id = %(text)s FOR UPDATE")
+    early = Statement("early", "SELECT count(*) FROM user_wallets WHERE owner_id = %(text)s FOR UPDATE")
     late = Statement("late", "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '0A000'; END $$")
     for statement in (early, late):
         for _ in range(2):
@@ -273,7 +263,7 @@ ERRORS = {
     "42P01": "SELECT %(text)s::text FROM nowhere",
     "42P18": "SELECT pg_typeof(%(text)s)",
     "23505": "INSERT INTO schema_version SELECT version FROM schema_version WHERE %(text)s::text <> ''",
-    "23502": "INSERT INTO user_wallets (user_id) VALUES (%(text)s)",
+    "23502": "INSERT INTO user_wallets (owner_id) VALUES (%(text)s)",
     "23001": "UPDATE ledger_entries SET amount = 1 WHERE account_id = %(text)s",
 }
 

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from points_platform.core import InvalidRequestError
-from points_platform.events import (
-    EVENT_TYPES,
+from points_platform.events import EVENT_TYPES, EventBus, WalletEvent
+from points_platform.wallets import (
     EscrowHeld,
     EscrowPartiallySettled,
     EscrowRefunded,
     EscrowSettled,
-    EventBus,
     WalletCredited,
-    WalletEvent,
+    WalletDeposited,
+    WalletOpened,
+    WalletSpent,
+    WalletTransferred,
 )
 
 CLASSES: dict[str, type[WalletEvent]] = {
@@ -28,6 +30,10 @@ CLASSES: dict[str, type[WalletEvent]] = {
     "wallet.escrow_settled": EscrowSettled,
     "wallet.escrow_refunded": EscrowRefunded,
     "wallet.escrow_partially_settled": EscrowPartiallySettled,
+    "wallet.spent": WalletSpent,
+    "wallet.transferred": WalletTransferred,
+    "wallet.deposited": WalletDeposited,
+    "wallet.opened": WalletOpened,
 }
 CREDITED = "wallet.credited"
 

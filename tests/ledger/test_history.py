@@ -16,6 +16,7 @@ from points_platform.core.values import MAX_POINTS
 from points_platform.ledger import ISSUER, Account, Bucket, LedgerService, StatementLine
 from points_platform.ledger.accounts import available, earned, escrow
 from points_platform.ledger.periods import period_edges
+from support.answers import refused
 from support.world import World
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -35,13 +36,6 @@ ANA, HELD, LUNA = available("ana"), escrow("ana"), earned("luna")
 
 def utc(*parts: int) -> datetime:
     return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type,misc]
-
-
-def refused(field: str, call: Callable[..., object], *values: Any, **options: Any) -> None:
-    """The call is refused for that field, and for nothing else."""
-    with pytest.raises(InvalidRequestError) as refusal:
-        call(*values, **options)
-    assert refusal.value.details["field"] == field
 
 
 @contextmanager
@@ -574,7 +568,9 @@ REFUSALS: dict[str, Callable[[LedgerService], object]] = {
     "bucket must be a bucket of a user, not 'earned'": (
         lambda ledger: ledger.entries("user:ana", "points", bucket="earned")
     ),
-    "account_id must be user:…, model:… or platform:issuer, not 'ana'": lambda ledger: ledger.entries("ana", "points"),
+    "account_id must be one of user:…, model:…, platform:issuer, platform:revenue, not 'ana'": lambda ledger: (
+        ledger.entries("ana", "points")
+    ),
     "period must be one of day, week, month, not 'year'": (
         lambda ledger: ledger.earnings(
             "luna", "points", period="year", timezone="UTC", since=NOON, until=NOON + MICROSECOND

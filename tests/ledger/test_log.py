@@ -46,7 +46,9 @@ from points_platform.ledger import (
 )
 from points_platform.ledger.accounts import available
 from points_platform.ledger.log import GENESIS, Candidate, canonical_form, in_order
+from support.answers import refused
 from support.recount import recount
+from support.statements import execute, once_before
 from support.world import World, at_once
 
 GIVE_UP = 20.0  # seconds after which a test that waits in vain fails
@@ -73,7 +75,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def play(world: World, rounds: int = 2, users: Sequence[str] = ("ana", "ben")) -> None:
-    """Every operation, for several users and one model."""
+    """Seven transactions of each user, with one model."""
     for user_id, _ in itertools.product(users, range(rounds)):
         world.credit(user_id)
         world.settle(world.hold(user_id).escrow_id, user_id=user_id)
@@ -81,9 +83,14 @@ def play(world: World, rounds: int = 2, users: Sequence[str] = ("ana", "ben")) -
         world.partial_settle(world.hold(user_id).escrow_id, user_id=user_id)
 
 
-def execute(world: World, statement: str, **values: Any) -> None:
-    with world.database.engine.begin() as connection:
-        connection.execute(text(statement), values)
+def trade(world: World, users: Sequence[str]) -> None:
+    """Five more of each, which touch wallets of two users, one of one, or nothing but the log."""
+    for user_id, other in zip(users, [*users[1:], users[0]], strict=True):
+        world.deposit(user_id)
+        world.spend(user_id, order_id="order-1")
+        world.transfer(user_id, recipient_id=other)
+        world.open(f"user:{other}")
+        world.open("model:luna")
 
 
 def around_triggers(world: World, *statements: str) -> None:
@@ -139,7 +146,9 @@ def plain(value: Any) -> Any:
 def outsiders_form(transaction: LedgerTransaction) -> str:
     entries = sorted(transaction.entries, key=lambda entry: (entry.account_id, entry.bucket))
     lines = [[plain(getattr(entry, name)) for name in ENTRY] for entry in entries]
-    return json.dumps([*(plain(getattr(transaction, name)) for name in HEADER), lines], ensure_ascii=False)
+    # What few operations have to tell stands there only where it is told.
+    told = [] if transaction.details_json is None else [transaction.details_json]
+    return json.dumps([*(plain(getattr(transaction, name)) for name in HEADER), *told, lines], ensure_ascii=False)
 
 
 def sha256(value: str) -> str:
@@ -252,10 +261,15 @@ def test_what_is_sealed_is_recomputed_by_an_outsider(world: World) -> None:
         world.credit(user_id, 2**53 - 1 - number, idempotency_key=name, request_id=name, metadata=metadata)
         held = world.hold(user_id, 30, metadata={} if number % 2 else None, queue_item_id=name)
         world.settle(held.escrow_id, 30, user_id=user_id, queue_item_id=name, model_id=name, metadata=metadata)
+        world.spend(user_id, 1, order_id=name)
+        world.transfer(user_id, 1, recipient_id=name)
+        world.deposit(f"friend of {user_id}", 1, source=name, reference=name, metadata=metadata)
+        world.open(f"model:{name}", metadata=metadata)
     world.ledger.seal()
     entries = check_complete(world)
-    assert len(entries) == 3 * len(TEXTS)
+    assert len(entries) == 7 * len(TEXTS)
     forms = [json.loads(outsiders_form(entry.transaction)) for entry in entries]
+    assert {len(form) for form in forms} == {len(HEADER) + 1, len(HEADER) + 2}
     for position, name in enumerate(HEADER):
         nullable = {"escrow_id", "queue_item_id", "feature_type", "model_id", "authorization_id", "metadata_json"}
         assert (None in [form[position] for form in forms]) == (name in nullable), name
@@ -266,7 +280,8 @@ def test_a_digest_holds_whatever_text_the_columns_hold(unaudited: World) -> None
     world = unaudited
     with world.database.engine.begin() as connection:
         for number, raw in enumerate([CONTROLS[1:], *TEXTS, "", " ", "x" * 20_000]):
-            _record(connection, world, f"user-{number}", metadata_json=raw, request_id=raw[:128])
+            texts = {"metadata_json": raw, "details_json": raw if number % 2 else None}
+            _record(connection, world, f"user-{number}", **texts, request_id=raw[:128])
     assert world.ledger.seal().waiting == 0
     check_complete(world)
 
@@ -276,7 +291,7 @@ def _record(connection: Connection, world: World, user_id: str, version: int = 1
     header: dict[str, Any] = {"transaction_id": new_id(), "idempotency_key": f"key-{version}", "request_id": "r"}
     header |= {"operation": "credit", "reason": "top_up", "currency": "points", "occurred_at": datetime.now(UTC)}
     draft = TransactionDraft(
-        **(header | changes), owner_id=f"user:{user_id}", movements=(Movement(ISSUER, available(user_id), 5),)
+        **(header | changes), owner_id=f"user:{user_id}", moves=(Movement(ISSUER, available(user_id), 5),)
     )
     state = WalletState(balances={Bucket.AVAILABLE: 5 * version}, version=version, posted_at=draft.occurred_at)
     world.ledger.record(connection, [post(draft, {draft.owner_id: state})])
@@ -324,7 +339,8 @@ def test_sealing_again_appends_nothing_and_going_on_keeps_what_is_there(
     for sweep in (True, False):
         assert world.ledger.seal(sweep=sweep) == Sealed(appended=0, waiting=0, head=first.head)
     play(world, rounds=1)
-    assert world.ledger.seal(sweep=False).appended == 14
+    trade(world, ["ana", "ben"])
+    assert world.ledger.seal(sweep=False).appended == 14 + 10
     assert log_rows(world)[: len(rows)] == rows
     check_complete(world)
 
@@ -337,8 +353,9 @@ def test_versions_decide_the_order_even_where_ids_run_backwards(
     monkeypatch.setattr("points_platform.ledger.sealing.SEAL_BATCH", batch)
     falling_ids(monkeypatch)
     play(world, rounds=1, users=("ana", "ben", "cem"))
+    trade(world, ("ana", "ben", "cem"))
     sealed = world.ledger.seal()
-    assert (sealed.appended, sealed.waiting) == (21, 0)
+    assert (sealed.appended, sealed.waiting) == (21 + 15, 0)
     ids = [entry.transaction.transaction_id for entry in check_complete(world)]
     assert ids != sorted(ids), "else versions and ids would say the same"
 
@@ -353,6 +370,7 @@ def test_versions_decide_the_order_whatever_the_ids(world: World, monkeypatch: p
             lambda: f"{id_at(at + dice.uniform(-50, 0) * MINUTE)[:24]}{dice.getrandbits(48):012x}",
         )
         play(world, rounds=1, users=("ana", "ben", "cem"))
+        trade(world, ("ana", "ben", "cem"))
         assert world.ledger.seal(sweep=batch % 2 == 0).waiting == 0
     check_complete(world)
 
@@ -506,23 +524,6 @@ def test_a_sealer_that_meets_another_goes_on_after_it(world: World, impatient: l
     check_complete(world)
 
 
-@contextmanager
-def once_before(engine: Engine, fragment: str, act: Callable[[], object]) -> Iterator[None]:
-    """Act right before the first statement that contains the fragment."""
-    pending = [act]
-
-    def watch(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        if pending and fragment in statement:
-            pending.pop()()
-
-    event.listen(engine, "before_cursor_execute", watch)
-    try:
-        yield
-    finally:
-        event.remove(engine, "before_cursor_execute", watch)
-    assert not pending, f"nothing sent {fragment}"
-
-
 SEALING_PROCESS = """
 import sys
 from points_platform.core import Database
@@ -641,12 +642,6 @@ def test_the_log_refuses_pages_that_cannot_be(world: World) -> None:
         refused("after", world.ledger.read_log, wrong)
     for wrong in (0, -1, 1001, 1.0, True, None, "1"):
         refused("limit", world.ledger.read_log, 0, wrong)
-
-
-def refused(field: str, call: Callable[..., object], *values: Any, **options: Any) -> None:
-    with pytest.raises(InvalidRequestError) as refusal:
-        call(*values, **options)
-    assert refusal.value.details["field"] == field
 
 
 def test_a_refusal_says_what_was_given_and_what_was_expected(world: World) -> None:

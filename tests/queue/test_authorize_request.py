@@ -51,10 +51,15 @@ def test_it_expires_when_asked_to(world: World) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, "token", 5, {"escrow_id": "escrow-1"}])
-def test_what_ends_no_hold_is_refused(world: World, wrong: Any) -> None:
+def test_what_the_queue_does_not_decide_on_is_refused(world: World, wrong: Any) -> None:
     request: Any
-    for request in (wrong, world.hold_request(), world.credit_request()):
+    own = [getattr(world, f"{name}_request")() for name in ("hold", "credit", "spend", "transfer", "deposit", "open")]
+    for request in (wrong, *own):
         with pytest.raises(InvalidRequestError) as refusal:
             world.authorizer.authorize(request)
         given = f"a {type(request).__name__}"
-        assert refusal.value.details == {"field": "request", "value": given, "expected": "one that ends a hold"}
+        assert refusal.value.details == {
+            "field": "request",
+            "value": given,
+            "expected": "one that the queue decides on",
+        }

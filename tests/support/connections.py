@@ -20,3 +20,9 @@ def scalar(connection: psycopg.Connection[Any], sql: str, *parameters: object) -
     """The first column of the first row; None if there is none."""
     row = connection.execute(sql, parameters).fetchone()
     return row[0] if row else None
+
+
+def end_connection(url: str | URL, pid: int) -> None:
+    """The server ends that connection, and has done so when this returns."""
+    with administrator(url) as connection:
+        assert scalar(connection, "SELECT pg_terminate_backend(%s, 10000)", pid) is True

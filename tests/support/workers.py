@@ -33,6 +33,12 @@ def ready(world: World, operation: str, user_id: str = "ana") -> Any:
     return make(world.hold(user_id).escrow_id, user_id=user_id)
 
 
+def one_of_each(world: World) -> Iterator[tuple[str, Any]]:
+    """Each operation's name and such a request, for a user of its own."""
+    for operation in OPERATIONS:
+        yield operation, ready(world, operation, f"user-of-{operation}")
+
+
 class Processes:
     """Worker processes that share nothing with the tests but the database."""
 

@@ -2,13 +2,15 @@
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from points_platform.core import Base, Database
 from points_platform.events import EVENT_TYPES, EventBus, WalletEvent
@@ -195,6 +197,13 @@ class World:
 
 
 PERFORMED = {"user_id": "ana", "queue_item_id": "queue-1"}
+
+
+@contextmanager
+def elsewhere(world: World, config: WalletConfig | None = None) -> Iterator[tuple[WalletService, Session]]:
+    """Another process's service on the same database, with an open session; nothing is shared but the rows."""
+    with Database(world.database.engine.url) as database, Session(database.engine) as session:
+        yield World(database, config=config or world.config).wallets, session
 
 
 def at_once(*calls: Callable[[], T]) -> list[T | Exception]:

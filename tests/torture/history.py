@@ -166,12 +166,11 @@ class Ledger:
         """What whoever asked for this transaction must have been told."""
         own = {each["bucket"]: each for each in transaction["entries"] if each["account_id"] == transaction["owner_id"]}
         answer = {"transaction_id": transaction["transaction_id"], "timestamp": _moment(transaction["occurred_at"])}
-        if transaction["operation"] == "open":
-            return answer
         if transaction["operation"] in ENDS:
             return answer | self._of_an_end(transaction, own)
-        answer["previous_balance"] = own["available"]["balance_before"]
-        answer["new_available_balance"] = own["available"]["balance_after"]
+        if transaction["operation"] != "open" and (available := own.get("available")):
+            answer["previous_balance"] = available["balance_before"]
+            answer["new_available_balance"] = available["balance_after"]
         if "escrow" in own:
             answer |= {"escrow_id": transaction["escrow_id"], "escrow_balance": own["escrow"]["balance_after"]}
         return answer
@@ -203,8 +202,8 @@ class Ledger:
         if "new_available_balance" in event:
             event["amount"] = abs(event["new_available_balance"] - event["previous_balance"])
         if operation == "transfer":
-            [taker] = (each["account_id"] for each in transaction["entries"] if each["amount"] > 0)
-            event["recipient_id"] = taker.removeprefix("user:")
+            takers = [each["account_id"] for each in transaction["entries"] if each["amount"] > 0]
+            event["recipient_id"] = ", ".join(takers).removeprefix("user:")
         if operation in ("hold", *ENDS):
             event |= {name: transaction[name] for name in ("escrow_id", "queue_item_id", "feature_type")}
         if operation in ENDS:
@@ -243,9 +242,9 @@ def _line(entry: Line, transaction: Line) -> Line:
 
 def _item(row: Line) -> Line:
     """An escrow item as it must be read now."""
-    item = {name: value for name, value in row.items() if name not in ("metadata", "owner_id", "expires_at")}
+    item = {name: value for name, value in row.items() if name not in ("metadata", "owner_id")}
     item["user_id"] = row["owner_id"].removeprefix("user:")
-    times = {name: item[name] and _moment(item[name]) for name in ("created_at", "processed_at")}
+    times = {name: item[name] and _moment(item[name]) for name in ("created_at", "processed_at", "expires_at")}
     return item | times | {"metadata_json": row["metadata"]}
 
 

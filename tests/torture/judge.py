@@ -188,7 +188,7 @@ class Judge:
                 if there and (call.committed is False or (call.answer and there != new)):
                     yield f"{call.name}: {there} of {new} are in the ledger of a transaction with {call.answer}"
             if call.form == "many" and call.asked["atomic"] and there:
-                missing = [part["key"] for part in call.asked["parts"] if key_of(part) not in self.ledger.by_key]
+                missing = [part["key"] for part in call.asked["parts"] if not self.ledger.transaction_of(part)]
                 if missing:
                     yield f"{call.name}: {missing} are not in the ledger, but others of the same atomic batch are"
 
@@ -218,15 +218,12 @@ class Judge:
             if len(claims) != (transaction["operation"] == "deposit"):
                 yield f"{id_}, a {transaction['operation']}, has the claims {claims}"
             for claim in claims:
-                said = transaction["details"] | {
-                    "owner_id": transaction["owner_id"],
-                    "currency": transaction["currency"],
-                }
-                if (
-                    not claim.items() >= said.items()
-                    or _moved(transaction)[claim["owner_id"], "available"] != claim["amount"]
-                ):
-                    yield f"{transaction}, claimed was {claim}"
+                owner, currency, details = (transaction[name] for name in ("owner_id", "currency", "details"))
+                did = owner, currency, details, _moved(transaction).get((owner, "available"))
+                reference = {name: claim[name] for name in ("source", "reference")}
+                claimed = claim["owner_id"], claim["currency"], reference, claim["amount"]
+                if did != claimed:
+                    yield f"{id_} has deposited {did}, claimed was {claimed}"
         yield from (f"{claims}: there is no such deposit" for claims in deposits.values())
 
     def _events(self) -> Findings:

@@ -26,6 +26,7 @@ ITEM = ("status", "settled_amount", "refunded_amount", "amount")
 READS = ("user_balance", "model_balance", "escrow")
 # Those of a key, or of a claim that several keys may have.
 Made = Key | tuple[str, str]
+NOBODYS = ("", "")
 _NOWHERE = object()
 
 
@@ -253,7 +254,7 @@ class _Search:
             if state is not node.state and self.uses[_key(part)] == 1:
                 state.answers.pop(_key(part), None)
             if state is not node.state and self.uses[_makes(part)] == 1:
-                state.claims.pop(_makes(part), None)
+                state.claims.pop(claim_of(part.operation, part.request) or NOBODYS, None)
         return _Node((*node.order, number), node.done | 1 << number, state)
 
     def account(self) -> str:

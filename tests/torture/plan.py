@@ -195,17 +195,17 @@ class Plan:
         if operation == "deposit":
             return self._deposit(intent, place, random)
         if operation == "credit" and intent.amount > LIMIT // 2 and not place.series:
-            return replace(intent, user=RICH)
+            return replace(intent, user=RICH)  # so that no other user is without room for ever
         return intent
 
     def _amount(self, operation: str, random: random.Random) -> int:
-        if random.random() < 0.01:
-            return LIMIT - random.randrange(2000)  # nobody has so much to give
+        if random.random() < (0.06 if operation == "credit" else 0.01):
+            return LIMIT - random.randrange(2000)  # of which there is room for one, and which nobody has to give
         return random.randint(50, 300) if operation == "credit" else random.randint(1, 60)
 
     def _recipient(self, user: str, place: Place, random: random.Random) -> str:
         """Another user, who in a burst or among the hot ones will pay this one as well; or one who has no room."""
-        if random.random() < 0.05 and not place.series:
+        if random.random() < 0.1 and not place.series:
             return RICH
         while (recipient := self._wallets(place, random)[0]) == user:
             pass
@@ -223,7 +223,7 @@ class Plan:
         known = self._random(reference, "claim")
         user, amount = self._wallets(place, known)[0], self._amount("credit", known)
         if amount > LIMIT // 2 and not place.series:
-            user = RICH  # of a few only the first may be given so much
+            user = RICH
         difference = _choice(random, CLAIMS)
         return replace(
             intent,

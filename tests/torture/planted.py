@@ -24,6 +24,7 @@ from points_platform.core import (
     WalletError,
 )
 from points_platform.core.failures import translated
+from points_platform.core.rows import insert_rows, update_rows
 from points_platform.ledger import LedgerService
 from points_platform.queue import AuthorizationVerifier
 from points_platform.wallets import WalletService, composer, executor, locked
@@ -75,17 +76,16 @@ def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
 
 def _version_check_left_out() -> None:
     """A wallet is written as it was read, whatever has become of it meanwhile."""
-    update = locked.update_rows
 
     def without_version(connection: Connection, key: Any, columns: Any, rows: Sequence[Any]) -> int:
         if key[-1].key != "version":
-            return update(connection, key, columns, rows)
+            return update_rows(connection, key, columns, rows)
         owner, currency, version = key
         for owner_id, code, seen, *_ in rows:
             wallet = select(version).where(owner == owner_id, currency == code).with_for_update()
             if connection.scalar(wallet) != seen:
                 reached()
-        return update(connection, (owner, currency), columns, [(*row[:2], *row[3:]) for row in rows])
+        return update_rows(connection, (owner, currency), columns, [(*row[:2], *row[3:]) for row in rows])
 
     _replace(locked, "update_rows", without_version)
 
@@ -117,7 +117,7 @@ def _claim_not_checked() -> None:
 
     def unchecked(connection: Connection, columns: Any, rows: Sequence[Any]) -> None:
         if columns[0].table is not DEPOSIT_CLAIMS:
-            insert(connection, columns, rows)
+            insert_rows(connection, columns, rows)
             return
         names = [column.name for column in columns]
         values = ", ".join(f":{name}" for name in names)
@@ -131,7 +131,7 @@ def _claim_not_checked() -> None:
         made = making(row, *args)
         return made.replace("ON CONFLICT DO NOTHING", anyhow) if row.table is DEPOSIT_CLAIMS else made
 
-    insert, making = locked.insert_rows, composer._making
+    making = composer._making
     _replace(locked, "insert_rows", unchecked)
     _replace(composer, "_making", any_claim)
     _replace(Unclaimed, "refusal", lambda self, state: None)

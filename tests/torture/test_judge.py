@@ -26,9 +26,9 @@ from .timelines import Evidence
 from .worker import Round
 
 CLIENTS = ("0.0", "1.0")
-STEPS = 200
+STEPS = 250
 # Of a story in which every refusal occurs.
-SEED = "story 22"
+SEED = "story 34"
 Lie = Callable[[list[Call], Ledger], None]
 Story = tuple[list[Call], Ledger]
 
@@ -608,7 +608,10 @@ def earn_in_the_future(calls: list[Call], ledger: Ledger) -> None:
 
 
 def answer_before_asking(calls: list[Call], ledger: Ledger) -> None:
-    call = max((call for call in calls if call.form == "one" and call.events), key=lambda call: call.invoked)
+    alone = (call for call in calls if call.form == "one" and call.events)
+    # On a wallet that others have changed before.
+    of_many = (call for call in alone if call.asked["parts"][0]["request"].get("user_id", "").startswith("hot-"))
+    call = max(of_many, key=lambda call: call.invoked)
     assert call.answer is not None
     call.asked["at"] = call.answer["at"] = 0.0
 

@@ -3,20 +3,22 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import Connection, event, text
 
 from points_platform.core import Database, OptimisticLockError, StorageUnavailableError, WalletError
 from points_platform.wallets import WalletConfig, WalletService
+from support.answers import announced, codes, ids
+from support.connections import end_connection
 from support.recount import recount
+from support.statements import before_each
 from support.world import World, at_once
 
 AS_DELIVERED = WalletConfig()
@@ -44,18 +46,6 @@ def server(postgresql_url: str) -> Iterator[World]:
 
 def pairs(world: World, requests: list[Any]) -> list[Any]:
     return [(request, world.authorize(request)) for request in requests]
-
-
-def codes(answers: Any) -> list[str]:
-    return [answer.code if isinstance(answer, WalletError) else "done" for answer in answers]
-
-
-def ids(answers: Any) -> list[str]:
-    return [answer.transaction_id for answer in answers]
-
-
-def announced(world: World) -> list[str]:
-    return [event.transaction_id for event in world.events]
 
 
 def held_by(world: World, users: list[str], each: int = 1) -> list[Any]:
@@ -223,23 +213,6 @@ def wait_for_a_lock(database: Database, answer: "Future[Any]") -> None:
             assert time.monotonic() < deadline, "it never waited"
 
 
-@contextmanager
-def before_each(world: World, fragment: str, *acts: Callable[[Connection], object]) -> Iterator[None]:
-    """Before the first statement with that text do the first act, before the next one the second, and so on."""
-    left = list(acts)
-
-    def watch(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
-        if fragment in statement and left:
-            left.pop(0)(connection)
-
-    event.listen(world.database.engine, "before_cursor_execute", watch)
-    try:
-        yield
-        assert not left, f"no statement has {fragment!r}"
-    finally:
-        event.remove(world.database.engine, "before_cursor_execute", watch)
-
-
 def test_wallets_that_appear_while_a_batch_is_about_to_make_them_are_credited_too(server: World) -> None:
     with Database(server.database.engine.url) as elsewhere:
         other = World(elsewhere)
@@ -247,7 +220,9 @@ def test_wallets_that_appear_while_a_batch_is_about_to_make_them_are_credited_to
         def be_faster(user: str, _: Connection) -> None:
             other.credit(user, 1, idempotency_key="other")
 
-        with before_each(server, "INSERT INTO user_wallets", *(partial(be_faster, user) for user in USERS[:3])):
+        with before_each(
+            server.database.engine, "INSERT INTO user_wallets", *(partial(be_faster, user) for user in USERS[:3])
+        ):
             answers = server.wallets.credit_many([server.credit_request(user, 5) for user in USERS[:5]])
     assert [answer.new_available_balance for answer in answers if not isinstance(answer, WalletError)] == [
         6,
@@ -265,7 +240,7 @@ def test_a_batch_of_one_decides_anew_when_somebody_was_faster(server: World) -> 
     with Database(server.database.engine.url) as elsewhere:
         other = World(elsewhere)
         faster = before_each(
-            server, "INSERT INTO escrow_items", lambda _: other.hold(amount=80, idempotency_key="other")
+            server.database.engine, "INSERT INTO escrow_items", lambda _: other.hold(amount=80, idempotency_key="other")
         )
         with faster:
             answers = server.wallets.hold_many([server.hold_request(amount=30)])
@@ -295,16 +270,9 @@ def test_a_row_that_stays_locked_is_contention_for_the_whole_batch(postgresql_ur
 # ── lost connections ──
 
 
-def end_connection(world: World, pid: int) -> None:
-    """The server ends that connection, and has done so when this returns."""
-    url = world.database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(url, autocommit=True) as connection:
-        assert connection.execute("SELECT pg_terminate_backend(%s, 10000)", [pid]).fetchone() == (True,)
-
-
 def end_this(world: World, connection: Connection) -> None:
     driver: Any = connection.connection.dbapi_connection
-    end_connection(world, driver.info.backend_pid)
+    end_connection(world.database.engine.url, driver.info.backend_pid)
 
 
 @contextmanager
@@ -414,7 +382,7 @@ def test_a_connection_that_dies_in_the_middle_of_a_batch_leaves_nothing_of_the_f
     server.wallets.credit_many([server.credit_request(user) for user in USERS])
     for fragment in ("INSERT INTO escrow_items", "UPDATE user_wallets", "INSERT INTO ledger_entries"):
         server.events.clear()
-        with before_each(server, fragment, partial(end_this, server)):
+        with before_each(server.database.engine, fragment, partial(end_this, server)):
             answers = server.wallets.hold_many([server.hold_request(user, 1) for user in USERS])
         assert (codes(answers), announced(server)) == (["done"] * 12, ids(answers))
     assert [server.wallets.get_user_balance(user).escrow for user in USERS] == [3] * 12

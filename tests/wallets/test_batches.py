@@ -25,6 +25,7 @@ from points_platform.ledger import LedgerService
 from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import WalletService
 from points_platform.wallets.verify import verify
+from support.answers import announced, codes, ids
 from support.recount import recount
 from support.world import World
 
@@ -70,18 +71,6 @@ def refusable(world: World, operation: str) -> Any:
 
 def request_in(item: Any) -> Any:
     return item[0] if isinstance(item, tuple) else item
-
-
-def ids(responses: Sequence[Any]) -> list[str]:
-    return [response.transaction_id for response in responses]
-
-
-def announced(world: World) -> list[str]:
-    return [event.transaction_id for event in world.events]
-
-
-def codes(answers: Sequence[Any]) -> list[str]:
-    return [answer.code if isinstance(answer, WalletError) else "done" for answer in answers]
 
 
 @contextmanager

@@ -33,7 +33,9 @@ def test_the_books_add_up_per_currency(world: World) -> None:
         play(world, currency)
     ana = {Bucket.AVAILABLE: 70, Bucket.ESCROW: 5, Bucket.EARNED: 25}
     gems, points = books(world.database)
-    assert points == Books(currency="points", ledger={**ana, Bucket.ISSUED: -100}, wallets=ana, held=5)
+    assert points == Books(
+        currency="points", ledger={**ana, Bucket.ISSUED: -100}, wallets={**ana, Bucket.PAYING: 0}, held=5
+    )
     assert (points.entries, points.issued, points.balanced) == (0, 100, True)
     assert (gems.currency, gems.ledger, gems.balanced) == ("gems", points.ledger, True)
     world.credit("ben", 1)
@@ -41,6 +43,17 @@ def test_the_books_add_up_per_currency(world: World) -> None:
         ("gems", 100, True),
         ("points", 101, True),
     ]
+
+
+def test_what_was_paid_to_the_platform_is_in_no_wallet_and_yet_in_the_books(world: World) -> None:
+    world.deposit(amount=100)
+    world.spend(amount=30)
+    world.transfer(amount=20)
+    world.open("model:luna", currency="gems")
+    gems, points = books(world.database)
+    assert points.ledger == {Bucket.AVAILABLE: 70, Bucket.REVENUE: 30, Bucket.ISSUED: -100}
+    assert (points.wallets[Bucket.AVAILABLE], points.issued, points.entries, points.balanced) == (70, 100, 0, True)
+    assert (gems.ledger, gems.issued, gems.balanced) == ({Bucket.EARNED: 0}, 0, True)
 
 
 FORGED_ENTRY = (
@@ -51,6 +64,8 @@ FORGED_ENTRY = (
 TAMPERED = {
     "points available from nowhere": ["UPDATE user_wallets SET available = available + 1 WHERE {mine}"],
     "points available are gone": ["UPDATE user_wallets SET available = available - 1 WHERE {mine}"],
+    "points that are being paid from nowhere": ["UPDATE model_wallets SET paying = paying + 1 WHERE {mine}"],
+    "revenue from nowhere": [FORGED_ENTRY.format(account="platform:revenue", bucket="revenue", amount=1)],
     "escrow from nowhere": ["UPDATE user_wallets SET escrow = escrow + 1 WHERE {mine}"],
     "escrow made available": ["UPDATE user_wallets SET escrow = escrow - 1, available = available + 1 WHERE {mine}"],
     "earned from nowhere": ["UPDATE model_wallets SET earned = earned + 1 WHERE {mine}"],
@@ -103,7 +118,13 @@ def test_wallets_and_holds_without_any_ledger_do_not_balance(database: Database)
     with database.engine.begin() as connection:
         connection.execute(
             insert(MODEL_WALLETS).values(
-                model_id="luna", currency="points", earned=1, version=1, created_at=NOON, updated_at=NOON
+                owner_id="model:luna",
+                currency="points",
+                earned=1,
+                paying=0,
+                version=1,
+                created_at=NOON,
+                updated_at=NOON,
             )
         )
     (book,) = books(database)
@@ -124,10 +145,11 @@ def test_sums_beyond_64_bits_are_exact(database: Database) -> None:
             insert(USER_WALLETS),
             [
                 {
-                    "user_id": str(number),
+                    "owner_id": f"user:{number}",
                     "currency": "points",
                     "available": MAX_POINTS,
                     "escrow": 0,
+                    "paying": 0,
                     "version": 1,
                     "created_at": NOON,
                     "updated_at": NOON,
@@ -149,6 +171,6 @@ def test_sums_beyond_64_bits_are_exact(database: Database) -> None:
         True,
     )
     with database.engine.begin() as connection:
-        connection.execute(text("UPDATE user_wallets SET available = available - 1 WHERE user_id = '7'"))
+        connection.execute(text("UPDATE user_wallets SET available = available - 1 WHERE owner_id = 'user:7'"))
     (book,) = books(database)
     assert (book.wallets[Bucket.AVAILABLE], book.balanced) == (users * MAX_POINTS - 1, False)

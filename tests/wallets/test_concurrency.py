@@ -1,6 +1,5 @@
 """Many at once, from threads and from processes: every answer is one that some order of the requests would give."""
 
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from points_platform.core import OptimisticLockError, WalletError
 from points_platform.wallets import EscrowStatus, WalletConfig
+from support.answers import tally
 from support.workers import OPERATIONS, Processes, ready, worker_processes
 from support.world import World, at_once
 
@@ -26,10 +26,6 @@ def send_at_once(world: World, *requests: Any, services: int = 1) -> list[Any]:
     """Send the requests from as many threads, through services with the delivered configuration."""
     wallets = [world.service(config=AS_DELIVERED) for _ in range(services)]
     return at_once(*(partial(world.send, request, wallets[n % services]) for n, request in enumerate(requests)))
-
-
-def tally(answers: list[Any]) -> Counter[str]:
-    return Counter(type(answer).__name__ for answer in answers)
 
 
 def assert_exactly_seven_of_ten_points_fit(world: World, answers: list[Any]) -> None:

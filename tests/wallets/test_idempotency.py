@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import pytest
 from freezegun import freeze_time
-from sqlalchemy import event
 
 from points_platform.core import (
     Database,
@@ -21,6 +20,7 @@ from points_platform.core import (
     WalletError,
 )
 from points_platform.wallets import WalletConfig, WalletService
+from support.statements import statements
 from support.world import World
 
 REQUESTS: dict[str, Callable[..., Any]] = {
@@ -63,19 +63,6 @@ def nothing_happens(world: World) -> Iterator[None]:
     rows, events = world.snapshot(), list(world.events)
     yield
     assert (world.snapshot(), world.events) == (rows, events)
-
-
-@contextmanager
-def statements(database: Database) -> Iterator[list[str]]:
-    """The SQL that is executed inside the block."""
-    seen: list[str] = []
-
-    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        seen.append(statement)
-
-    event.listen(database.engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(database.engine, "before_cursor_execute", note)
 
 
 @operations
@@ -249,7 +236,7 @@ def test_a_repetition_needs_a_valid_authorization_too(world: World, operation: s
 
 def cached(world: World, wallets: WalletService, request: Any) -> bool:
     """Whether the repetition is answered without a look into the database."""
-    with statements(world.database) as seen:
+    with statements(world.database.engine) as seen:
         answer = world.send(request, wallets)
     assert answer.replayed is True
     return not seen

@@ -25,8 +25,9 @@ from points_platform.core import (
 )
 from points_platform.wallets import EscrowRefundRequest, WalletConfig, WalletService
 from support.recount import recount
-from support.workers import OPERATIONS, ready
-from support.world import World, at_once
+from support.statements import before_each
+from support.workers import one_of_each, ready
+from support.world import World, at_once, elsewhere
 
 MAX_POINTS = 2**53 - 1
 FIRST_WRITE = {
@@ -58,30 +59,10 @@ def patient_world(url: str, *, single_statement: bool = True) -> Iterator[World]
 
 
 @contextmanager
-def elsewhere(world: World, config: WalletConfig | None = None) -> Iterator[tuple[WalletService, Session]]:
-    """Another process's service on the same database, with an open session; nothing is shared but the rows."""
-    with Database(world.database.engine.url) as database, Session(database.engine) as session:
-        other = World(database, config=config or world.config)
-        yield other.wallets, session
-
-
-@contextmanager
 def meddling(world: World, moment: str, act: Callable[[], object], times: int = 1) -> Iterator[list[str]]:
     """Act just before a statement of the world's engine that contains this text; yields all its statements."""
-    statements: list[str] = []
-    left = [act] * times
-
-    def before(connection: Any, cursor: Any, statement: str, *others: Any) -> None:
-        statements.append(statement)
-        if moment in statement and left:
-            left.pop()()
-
-    event.listen(world.database.engine, "before_cursor_execute", before)
-    try:
+    with before_each(world.database.engine, moment, *[lambda connection: act()] * times) as statements:
         yield statements
-        assert not left, f"the moment never came: {moment}"
-    finally:
-        event.remove(world.database.engine, "before_cursor_execute", before)
 
 
 @contextmanager
@@ -109,14 +90,17 @@ def while_it_waits(world: World, call: Callable[[], Any], then: Callable[[], obj
             beginning.set()
 
     event.listen(world.database.engine, "before_cursor_execute", before)
-    with ThreadPoolExecutor(1) as threads:
-        try:
-            answer = threads.submit(call)
-            (wait_for_sqlite if world.database.is_sqlite else wait_for_postgresql)(world, beginning, answer)
-        finally:
-            then()
-            event.remove(world.database.engine, "before_cursor_execute", before)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            try:
+                answer = threads.submit(call)
+                (wait_for_sqlite if world.database.is_sqlite else wait_for_postgresql)(world, beginning, answer)
+            finally:
+                then()
         return answer.exception() or answer.result()
+    finally:
+        # Only now: the call in the thread goes through the list of those who listen.
+        event.remove(world.database.engine, "before_cursor_execute", before)
 
 
 def wait_for_sqlite(world: World, beginning: threading.Event, answer: "Future[Any]") -> None:
@@ -141,11 +125,6 @@ def joined(world: World, request: Any) -> Any:
 
 SENDING = {"own": World.send, "joined": joined}
 sending = pytest.mark.parametrize("send", SENDING.values(), ids=SENDING)
-
-
-def one_of_each(world: World) -> Iterator[tuple[str, Any]]:
-    for operation in OPERATIONS:
-        yield operation, ready(world, operation, f"user-of-{operation}")
 
 
 @sending

@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -23,7 +23,9 @@ from points_platform.core import (
     StorageUnavailableError,
 )
 from points_platform.wallets import WalletService
+from support.answers import announced, ids
 from support.recount import recount
+from support.statements import once_before
 from support.world import World
 
 AnySession = Session | scoped_session[Session]
@@ -72,33 +74,6 @@ def orders(world: World) -> list[str]:
     """The committed orders, as another connection sees them."""
     with world.database.read() as connection:
         return list(connection.scalars(select(Order.order_id).order_by(Order.order_id)))
-
-
-def announced(world: World) -> list[str]:
-    return [event.transaction_id for event in world.events]
-
-
-def ids(responses: Sequence[Any]) -> list[str]:
-    return [response.transaction_id for response in responses]
-
-
-@contextmanager
-def once_before(engine: Engine, fragment: str, act: Callable[[], object]) -> Iterator[list[str]]:
-    """Act right before the first statement that contains the fragment; yields the statements so far."""
-    seen: list[str] = []
-    pending = [act]
-
-    def watch(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        if fragment in statement and pending:
-            pending.pop()()
-        seen.append(statement)
-
-    event.listen(engine, "before_cursor_execute", watch)
-    try:
-        yield seen
-        assert not pending, f"no statement has {fragment!r}"
-    finally:
-        event.remove(engine, "before_cursor_execute", watch)
 
 
 def nothing() -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -12,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from freezegun import freeze_time
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
-from sqlalchemy import URL, event, make_url, select
+from sqlalchemy import event, make_url, select
 from sqlalchemy.orm import Session
 
 from points_platform.core import (
@@ -38,10 +36,12 @@ from points_platform.wallets import EscrowItem, EscrowStatus, WalletConfig, Wall
 from points_platform.wallets.rules import State, presume
 from points_platform.wallets.single import STATEMENTS
 from points_platform.wallets.verify import verify
+from support.answers import caught, tally
+from support.connections import administrator
 from support.databases import PostgreSQLDatabases
 from support.recount import recount
-from support.workers import OPERATIONS, ready
-from support.world import World, at_once
+from support.workers import OPERATIONS, one_of_each, ready
+from support.world import World, at_once, elsewhere
 
 MAX_POINTS = 2**53 - 1
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -87,20 +87,6 @@ def here(postgresql_url: str) -> Iterator[World]:
 def retrying(world: World) -> WalletService:
     """A service of the same world that tries again."""
     return world.service(config=WalletConfig(retry_backoff_ms=0))
-
-
-@contextmanager
-def elsewhere(world: World) -> Iterator[tuple[WalletService, Session]]:
-    """Another process's service on the same database, with an open session; nothing is shared but the rows."""
-    with Database(world.database.engine.url) as database, Session(database.engine) as session:
-        yield World(database).wallets, session
-
-
-@contextmanager
-def administrator(url: str | URL) -> Iterator[psycopg.Connection[Any]]:
-    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(address, autocommit=True) as connection:
-        yield connection
 
 
 @contextmanager
@@ -172,22 +158,6 @@ def while_it_waits(call: Callable[[], Any], session: Session, then: Callable[[],
         finally:
             then()
         return answer.exception() or answer.result()
-
-
-def one_of_each(world: World) -> Iterator[tuple[str, Any]]:
-    for operation in OPERATIONS:
-        yield operation, ready(world, operation, f"user-of-{operation}")
-
-
-def caught(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except WalletError as error:
-        return error
-
-
-def tally(answers: list[Any]) -> Counter[str]:
-    return Counter(type(answer).__name__ for answer in answers)
 
 
 # ── both ways, the same ──

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from points_platform.core import Database, InvalidRequestError, StorageUnavailableError
 from points_platform.ledger import Sealer
@@ -13,6 +12,7 @@ from points_platform.ledger.log import GENESIS, chained, digest
 from points_platform.ledger.files import export_log
 from points_platform.wallets.rebuild import restore
 from points_platform.wallets.verify import verify
+from support.statements import execute
 from support.world import World
 
 
@@ -23,11 +23,6 @@ def played(database: Database) -> World:
     world.settle(world.hold().escrow_id)
     world.ledger.seal()
     return world
-
-
-def execute(world: World, statement: str) -> None:
-    with world.database.engine.begin() as connection:
-        connection.execute(text(statement))
 
 
 def test_a_time_that_is_none_is_a_finding(played: World) -> None:

@@ -4,7 +4,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from unittest.mock import ANY
@@ -30,10 +30,11 @@ from points_platform.core import Base, Database
 from points_platform.core.values import now
 from points_platform.ledger import LedgerService, LogHead
 from points_platform.ledger import verify as ledger_verify
+from points_platform.ledger.accounts import CHART
 from points_platform.ledger.models import ENTRIES, LOG, TRANSACTIONS
 from points_platform.ledger.verify import Finding
 from points_platform.wallets import verify as wallets_verify
-from points_platform.wallets.models import ESCROW_ITEMS, MODEL_WALLETS, USER_WALLETS
+from points_platform.wallets.models import DEPOSIT_CLAIMS, ESCROW_ITEMS, MODEL_WALLETS, USER_WALLETS
 from points_platform.wallets.verify import verify
 from support.world import World, at_once
 
@@ -79,6 +80,11 @@ class Played:
         self.ids["settle 1"] = send.settle(self.items["1"], 30).transaction_id
         self.ids["refund 2"] = send.refund(self.items["2"], 10).transaction_id
         self.ids["partial 3"] = send.partial_settle(self.items["3"], 7, 13, user_id="ben").transaction_id
+        self.ids["deposit"] = send.deposit("cleo", 60, reference="payment-1").transaction_id
+        self.ids["spend"] = send.spend("cleo", 15, order_id="order-1").transaction_id
+        self.ids["transfer"] = send.transfer("cleo", 20, recipient_id="dora").transaction_id
+        self.ids["open model"] = send.open("model:sol").transaction_id
+        self.ids["open user"] = send.open("user:cleo").transaction_id
         self.ids["credit gems"] = send.credit("ana", 20, currency="gems").transaction_id
         held = send.hold("ana", 5, currency="gems")
         self.ids["hold gems"], self.items["gems"] = held.transaction_id, held.escrow_id
@@ -88,6 +94,10 @@ class Played:
     def entry(self, name: str, bucket: str, **values: Any) -> Executable:
         mine = (ENTRIES.c.transaction_id == self.ids[name], ENTRIES.c.bucket == bucket)
         return update(ENTRIES).where(*mine).values(values)
+
+    def moved_entry(self, name: str, bucket: str, to: str, **values: Any) -> Executable:
+        mine = (ENTRIES.c.transaction_id == self.ids[name], ENTRIES.c.bucket == bucket)
+        return update(ENTRIES).where(*mine).values(bucket=to, **values)
 
     def transaction(self, name: str, **values: Any) -> Executable:
         return update(TRANSACTIONS).where(TRANSACTIONS.c.transaction_id == self.ids[name]).values(values)
@@ -220,7 +230,7 @@ def test_an_evening_that_was_only_played_has_no_finding(played: Played) -> None:
         "idempotency keys",
         "seals",
         "transactions",
-        "wallets and escrow items",
+        "wallets, escrow items and claims",
     ]
     for since in range(played.head.position + 1):
         assert findings(played, since=since, head=played.head) == []
@@ -280,9 +290,12 @@ def test_a_live_database_has_no_finding_while_it_is_written_and_sealed(world: Wo
 
 Damage = Callable[[Played], tuple[list[Executable], list[Expected]]]
 CURRENT_ANA = {"account_id": "user:ana", "currency": "points"}
-ANA = {"user_id": "ana", "currency": "points"}
-BEN = {"user_id": "ben", "currency": "points"}
-LUNA = {"model_id": "luna", "currency": "points"}
+ANA = {"owner_id": "user:ana", "currency": "points"}
+BEN = {"owner_id": "user:ben", "currency": "points"}
+LUNA = {"owner_id": "model:luna", "currency": "points"}
+CLEO, DORA, EVA = ({"owner_id": f"user:{name}", "currency": "points"} for name in ("cleo", "dora", "eva"))
+SOL = {"owner_id": "model:sol", "currency": "points"}
+PAID = {"source": "bank", "reference": "payment-1"}
 
 
 def later(row: dict[str, Any], name: str) -> Any:
@@ -294,7 +307,7 @@ def occurred(p: Played, name: str) -> Any:
 
 
 def of_item(p: Played, name: str, user_id: str = "ana") -> dict[str, str]:
-    return {"escrow_id": p.items[name], "user_id": user_id}
+    return {"escrow_id": p.items[name], "owner_id": f"user:{user_id}"}
 
 
 def an_amount(p: Played) -> Any:
@@ -320,11 +333,11 @@ def a_whole_credit_made_larger(p: Played) -> Any:
     return [
         p.entry("credit ana", "available", amount=101, balance_after=101),
         p.entry("credit ana", "issued", amount=-101),
-        update(USER_WALLETS).where(USER_WALLETS.c.user_id == "ana").values(available=66),
+        update(USER_WALLETS).where(USER_WALLETS.c.owner_id == "user:ana").values(available=66),
     ], [
         ("balance_gap", p.of_entry("hold 1", "available"), 101, 100),
         p.broken("credit ana"),
-        ("user_wallet_differs", {"user_id": "ana", "currency": "gems"}, {"available": 15}, {"available": 66}),
+        ("user_wallet_differs", {"owner_id": "user:ana", "currency": "gems"}, {"available": 15}, {"available": 66}),
     ]
 
 
@@ -341,7 +354,7 @@ def a_balance_below_zero(p: Played) -> Any:
         ("transaction_unbalanced", p.of("hold gems"), 0, -20),
         ("balance_limit", p.of_entry("hold gems", "available"), f"0 to {2**53 - 1}", -5),
         p.broken("hold gems"),
-        ("user_wallet_differs", {"user_id": "ana", "currency": "gems"}, {"available": -5}, {"available": 15}),
+        ("user_wallet_differs", {"owner_id": "user:ana", "currency": "gems"}, {"available": -5}, {"available": 15}),
     ]
 
 
@@ -404,23 +417,180 @@ def an_escrow_id_removed(p: Played) -> Any:
 
 def an_operation(p: Played) -> Any:
     return [p.transaction("refund 2", operation="settle")], [
-        ("illegal_movement", p.of("refund 2"), "the entries of a settle", "others"),
+        ("illegal_movement", p.of("refund 2"), "the entries of a settle", ["own available 1", "own escrow -1"]),
         p.broken("refund 2"),
         ("escrow_item_differs", of_item(p, "2"), {"status": "settled"}, {"status": "refunded"}),
     ]
 
 
 def an_operation_that_does_not_exist(p: Played) -> Any:
+    """Or one of a newer release, whose rules this one cannot know."""
+    known = f"an operation that this release knows: {', '.join(CHART)}"
     return [p.transaction("credit ben", operation="gift", authorization_id="jti", escrow_id=EARLY_ID)], [
-        ("illegal_movement", p.of("credit ben"), "the entries of a gift", "others"),
+        ("operation_unknown", p.of("credit ben"), known, "gift"),
         p.broken("credit ben"),
+    ]
+
+
+def an_operation_that_does_not_exist_and_does_not_sum_to_zero(p: Played) -> Any:
+    """What holds for every operation holds for that one too."""
+    return [p.transaction("open model", operation="gift"), p.entry("open model", "earned", amount=5)], [
+        ("operation_unknown", p.of("open model"), ANY, "gift"),
+        ("transaction_unbalanced", p.of("open model"), 0, 5),
+        ("balance_sum", p.of_entry("open model", "earned"), 5, 0),
+        p.broken("open model"),
+        ("model_wallet_differs", SOL, {"earned": 5}, {"earned": 0}),
+    ]
+
+
+def an_operation_that_is_another_of_the_same_movement(p: Played) -> Any:
+    """A deposit that calls itself a credit has no claim on the payment any more."""
+    return [p.transaction("deposit", operation="credit")], [
+        p.broken("deposit"),
+        ("deposit_claim_unexplained", PAID, None, {"amount": 60}),
+    ]
+
+
+def the_details_of_a_spend(p: Played) -> Any:
+    return [p.transaction("spend", details_json='{"order_id":"order-2"}')], [p.broken("spend")]
+
+
+def the_details_of_a_spend_removed(p: Played) -> Any:
+    return [p.transaction("spend", details_json=None)], [p.broken("spend")]
+
+
+def details_where_none_were(p: Played) -> Any:
+    return [p.transaction("credit ben", details_json="{}")], [p.broken("credit ben")]
+
+
+def the_reference_of_a_deposit(p: Played) -> Any:
+    other = {"source": "bank", "reference": "payment-2"}
+    return [p.transaction("deposit", details_json='{"reference":"payment-2","source":"bank"}')], [
+        p.broken("deposit"),
+        ("deposit_claim_missing", other, {"amount": 60, **CLEO}, None),
+        ("deposit_claim_unexplained", PAID, None, {"amount": 60, **CLEO}),
+    ]
+
+
+def the_details_of_a_deposit_removed(p: Played) -> Any:
+    return [p.transaction("deposit", details_json=None)], [
+        p.broken("deposit"),
+        ("deposit_claim_missing", dict.fromkeys(PAID), {"amount": 60}, None),
+        ("deposit_claim_unexplained", PAID, None, {"amount": 60}),
+    ]
+
+
+def the_account_of_a_spend_s_revenue(p: Played) -> Any:
+    return [p.entry("spend", "revenue", account_id="platform:issuer")], [
+        ("illegal_movement", p.of("spend"), "the entries of a spend", ["nobody revenue 1", "own available -1"]),
+        p.broken("spend"),
+    ]
+
+
+def the_bucket_of_a_spend_s_revenue(p: Played) -> Any:
+    return [p.moved_entry("spend", "revenue", "issued")], [
+        ("illegal_movement", p.of("spend"), "the entries of a spend", ["nobody issued 1", "own available -1"]),
+        p.broken("spend"),
+    ]
+
+
+def taken(p: Played) -> Any:
+    return update(ENTRIES).where(ENTRIES.c.transaction_id == p.ids["transfer"], ENTRIES.c.amount > 0)
+
+
+def the_taker_of_a_transfer(p: Played) -> Any:
+    """Any other user would be legal; who it was is in seal and wallets."""
+    return [taken(p).values(account_id="user:eva")], [
+        p.broken("transfer"),
+        ("user_wallet_missing", EVA, {"available": 20}, None),
+        ("user_wallet_unexplained", DORA, None, {"available": 20}),
+    ]
+
+
+def a_transfer_to_a_model(p: Played) -> Any:
+    return [taken(p).values(account_id="model:dora")], [
+        ("illegal_movement", p.of("transfer"), "the entries of a transfer", ["nobody available 1", "own available -1"]),
+        p.broken("transfer"),
+        ("model_wallet_missing", {"owner_id": "model:dora", "currency": "points"}, {"earned": 0, "version": 1}, None),
+        ("user_wallet_unexplained", DORA, None, {"available": 20}),
+    ]
+
+
+def a_touch_in_which_something_moved(p: Played) -> Any:
+    return [p.entry("open model", "earned", amount=5, balance_after=5)], [
+        ("transaction_unbalanced", p.of("open model"), 0, 5),
+        p.broken("open model"),
+        ("model_wallet_differs", SOL, {"earned": 5}, {"earned": 0}),
+    ]
+
+
+def a_touch_of_another_bucket(p: Played) -> Any:
+    return [p.moved_entry("open user", "available", "paying", balance_before=0, balance_after=0)], [
+        ("illegal_movement", p.of("open user"), "the entries of a open", ["own paying 0"]),
+        p.broken("open user"),
+    ]
+
+
+def movements_that_became_touches(p: Played) -> Any:
+    mine = ENTRIES.c.transaction_id == p.ids["credit ben"]
+    return [
+        update(ENTRIES).where(mine).values(amount=0),
+        p.entry("credit ben", "available", balance_after=0),
+    ], [
+        (
+            "illegal_movement",
+            p.of("credit ben"),
+            "the entries of a credit",
+            ["own available 0", "platform:issuer issued 0"],
+        ),
+        ("balance_gap", p.of_entry("hold 3", "available"), 0, 50),
+        p.broken("credit ben"),
+        ("user_wallet_differs", BEN, {"available": -13}, {"available": 37}),
+    ]
+
+
+def a_claim_removed(p: Played) -> Any:
+    return [delete(DEPOSIT_CLAIMS)], [("deposit_claim_missing", PAID, {"amount": 60, **CLEO}, None)]
+
+
+def a_claim_added(p: Played) -> Any:
+    return [p.copied(DEPOSIT_CLAIMS, PAID, reference="payment-2")], [
+        ("deposit_claim_unexplained", {**PAID, "reference": "payment-2"}, None, {"amount": 60})
+    ]
+
+
+def a_claim_on_another_payment(p: Played) -> Any:
+    return [update(DEPOSIT_CLAIMS).values(source="card")], [
+        ("deposit_claim_missing", PAID, {"amount": 60}, None),
+        ("deposit_claim_unexplained", {**PAID, "source": "card"}, None, {"amount": 60}),
+    ]
+
+
+def claim(**changes: tuple[Any, Any]) -> Damage:
+    def damage(p: Played) -> Any:
+        wrong = {name: after for name, (_, after) in changes.items()}
+        right = {name: before for name, (before, _) in changes.items()}
+        return [update(DEPOSIT_CLAIMS).values(wrong)], [("deposit_claim_differs", PAID, right, wrong)]
+
+    return damage
+
+
+def a_claim_s_time(p: Played) -> Any:
+    (row,) = p.rows[DEPOSIT_CLAIMS]
+    return claim(created_at=(row["created_at"], later(row, "created_at")))(p)
+
+
+def a_claim_s_transaction(p: Played) -> Any:
+    return [update(DEPOSIT_CLAIMS).values(transaction_id=p.ids["credit ben"])], [
+        ("deposit_claim_differs", PAID, p.of("deposit"), p.of("credit ben")),
+        ("deposit_claim_unexplained", PAID, None, p.of("credit ben")),
     ]
 
 
 def the_payee(p: Played) -> Any:
     """Of the transaction alone: its entries went to somebody else."""
     return [p.transaction("settle 1", model_id="sol")], [
-        ("illegal_movement", p.of("settle 1"), "the entries of a settle", "others"),
+        ("illegal_movement", p.of("settle 1"), "the entries of a settle", ["nobody earned 1", "own escrow -1"]),
         p.broken("settle 1"),
         ("escrow_item_differs", of_item(p, "1"), {"model_id": "sol"}, {"model_id": "luna"}),
     ]
@@ -444,15 +614,25 @@ def the_account_of_an_entry(p: Played) -> Any:
     return [
         p.entry("credit gems", "available", account_id="user:eva"),
         p.copied(
-            USER_WALLETS, {"user_id": "ana", "currency": "gems"}, user_id="eva", available=20, escrow=0, version=1
+            USER_WALLETS,
+            {"owner_id": "user:ana", "currency": "gems"},
+            owner_id="user:eva",
+            available=20,
+            escrow=0,
+            version=1,
         ),
     ], [
-        ("illegal_movement", p.of("credit gems"), "the entries of a credit", "others"),
+        (
+            "illegal_movement",
+            p.of("credit gems"),
+            "the entries of a credit",
+            ["another available 1", "platform:issuer issued -1"],
+        ),
         ("version_gap", p.of_version("hold gems", "available"), 1, 2),
         ("balance_gap", p.of_entry("hold gems", "available"), 0, 20),
         p.broken("credit gems"),
-        ("user_wallet_differs", {"user_id": "ana", "currency": "gems"}, ANY, ANY),
-        ("user_wallet_differs", {"user_id": "eva", "currency": "gems"}, ANY, ANY),
+        ("user_wallet_differs", {"owner_id": "user:ana", "currency": "gems"}, ANY, ANY),
+        ("user_wallet_differs", {"owner_id": "user:eva", "currency": "gems"}, ANY, ANY),
     ]
 
 
@@ -606,7 +786,7 @@ def the_first_transaction_deleted(p: Played) -> Any:
 def the_last_transaction_deleted(p: Played) -> Any:
     return p.without_transaction("hold gems"), [
         ("sealed_transaction_missing", p.at("hold gems"), "its transaction", None),
-        ("user_wallet_differs", {"user_id": "ana", "currency": "gems"}, {"version": 1}, {"version": 2}),
+        ("user_wallet_differs", {"owner_id": "user:ana", "currency": "gems"}, {"version": 1}, {"version": 2}),
         ("escrow_item_unexplained", of_item(p, "gems"), None, ANY),
     ]
 
@@ -619,7 +799,7 @@ def a_credit_inserted_into_the_past(p: Played) -> Any:
         p.copied(ENTRIES, {**of, "bucket": "issued"}, **new),
         p.copied(ENTRIES, {**of, "bucket": "available"}, **new, wallet_version=7, balance_before=65, balance_after=165),
         update(USER_WALLETS)
-        .where(USER_WALLETS.c.user_id == "ana", USER_WALLETS.c.currency == "points")
+        .where(USER_WALLETS.c.owner_id == "user:ana", USER_WALLETS.c.currency == "points")
         .values(available=165, version=7),
     ], [("posted_into_the_past", {**CURRENT_ANA, "transaction_id": EARLY_ID, "wallet_version": 7}, ANY, ANY)]
 
@@ -654,7 +834,7 @@ def a_second_end_of_one_hold(p: Played) -> Any:
             for b, values in moved.items()
         ),
         update(USER_WALLETS)
-        .where(USER_WALLETS.c.user_id == "ana", USER_WALLETS.c.currency == "points")
+        .where(USER_WALLETS.c.owner_id == "user:ana", USER_WALLETS.c.currency == "points")
         .values(available=70, escrow=0, version=7, updated_at=at["posted_at"]),
     ], [
         (
@@ -705,29 +885,37 @@ def a_wallet_s_time(p: Played) -> Any:
 
 
 def a_wallet_s_creation(p: Played) -> Any:
-    (row,) = p.rows[MODEL_WALLETS]
+    row = next(row for row in p.rows[MODEL_WALLETS] if matches(LUNA, row))
     return wallet(MODEL_WALLETS, LUNA, created_at=(row["created_at"], later(row, "created_at")))(p)
 
 
 def a_wallet_removed(p: Played) -> Any:
-    return [delete(MODEL_WALLETS)], [("model_wallet_missing", LUNA, {"earned": 43, "version": 2}, None)]
+    return [delete(MODEL_WALLETS).where(MODEL_WALLETS.c.owner_id == "model:luna")], [
+        ("model_wallet_missing", LUNA, {"earned": 43, "version": 2}, None)
+    ]
+
+
+def a_touched_wallet_removed(p: Played) -> Any:
+    return [delete(MODEL_WALLETS).where(MODEL_WALLETS.c.owner_id == "model:sol")], [
+        ("model_wallet_missing", SOL, {"earned": 0, "version": 1}, None)
+    ]
 
 
 def a_user_s_wallet_removed(p: Played) -> Any:
-    mine = (USER_WALLETS.c.user_id == "ben",)
+    mine = (USER_WALLETS.c.owner_id == "user:ben",)
     return [delete(USER_WALLETS).where(*mine)], [("user_wallet_missing", BEN, {"available": 37, "escrow": 0}, None)]
 
 
 def a_wallet_added(p: Played) -> Any:
-    of = {"user_id": "ben", "currency": "points"}
-    return [p.copied(USER_WALLETS, of, user_id="eva")], [
-        ("user_wallet_unexplained", {"user_id": "eva", "currency": "points"}, None, {"available": 37})
+    of = {"owner_id": "user:ben", "currency": "points"}
+    return [p.copied(USER_WALLETS, of, owner_id="user:eva")], [
+        ("user_wallet_unexplained", {"owner_id": "user:eva", "currency": "points"}, None, {"available": 37})
     ]
 
 
 def a_model_s_wallet_added(p: Played) -> Any:
     return [p.copied(MODEL_WALLETS, LUNA, currency="gems")], [
-        ("model_wallet_unexplained", {"model_id": "luna", "currency": "gems"}, None, {"earned": 43})
+        ("model_wallet_unexplained", {"owner_id": "model:luna", "currency": "gems"}, None, {"earned": 43})
     ]
 
 
@@ -762,7 +950,7 @@ def an_item_s_amount(p: Played) -> Any:
 
 
 def an_item_s_owner(p: Played) -> Any:
-    return [p.item("3", user_id="eva")], [
+    return [p.item("3", owner_id="user:eva")], [
         ("escrow_item_missing", of_item(p, "3", "ben"), {"amount": 20}, None),
         ("escrow_item_unexplained", of_item(p, "3", "eva"), None, {"amount": 20}),
     ]
@@ -777,7 +965,7 @@ def an_item_removed(p: Played) -> Any:
 
 def an_item_added(p: Played) -> Any:
     return [p.copied(ESCROW_ITEMS, {"escrow_id": p.items["1"]}, escrow_id=EARLY_ID)], [
-        ("escrow_item_unexplained", {"escrow_id": EARLY_ID, "user_id": "ana"}, None, {"amount": 30})
+        ("escrow_item_unexplained", {"escrow_id": EARLY_ID, "owner_id": "user:ana"}, None, {"amount": 30})
     ]
 
 
@@ -836,6 +1024,25 @@ DAMAGES: dict[str, Damage] = {
             an_escrow_id_removed,
             an_operation,
             an_operation_that_does_not_exist,
+            an_operation_that_does_not_exist_and_does_not_sum_to_zero,
+            an_operation_that_is_another_of_the_same_movement,
+            the_details_of_a_spend,
+            the_details_of_a_spend_removed,
+            details_where_none_were,
+            the_reference_of_a_deposit,
+            the_details_of_a_deposit_removed,
+            the_account_of_a_spend_s_revenue,
+            the_bucket_of_a_spend_s_revenue,
+            the_taker_of_a_transfer,
+            a_transfer_to_a_model,
+            a_touch_in_which_something_moved,
+            a_touch_of_another_bucket,
+            movements_that_became_touches,
+            a_claim_removed,
+            a_claim_added,
+            a_claim_on_another_payment,
+            a_claim_s_time,
+            a_claim_s_transaction,
             the_payee,
             the_owner_of_a_transaction,
             the_owner_of_an_entry,
@@ -861,6 +1068,7 @@ DAMAGES: dict[str, Damage] = {
             a_wallet_s_time,
             a_wallet_s_creation,
             a_wallet_removed,
+            a_touched_wallet_removed,
             a_user_s_wallet_removed,
             a_wallet_added,
             a_model_s_wallet_added,
@@ -879,6 +1087,15 @@ DAMAGES: dict[str, Damage] = {
     "a wallet's balance": wallet(USER_WALLETS, ANA, available=(65, 66)),
     "a wallet's version": wallet(USER_WALLETS, BEN, version=(3, 4)),
     "a model's balance": wallet(MODEL_WALLETS, LUNA, earned=(43, 44)),
+    "a user's points that are being paid": wallet(USER_WALLETS, ANA, paying=(0, 1)),
+    "a model's points that are being paid": wallet(MODEL_WALLETS, LUNA, paying=(0, 1)),
+    "a user's state": wallet(USER_WALLETS, ANA, state=("active", "closed")),
+    "a model's state": wallet(MODEL_WALLETS, SOL, state=("active", "suspended")),
+    "a touched wallet's version": wallet(USER_WALLETS, CLEO, version=(4, 3)),
+    "a claim's amount": claim(amount=(60, 61)),
+    "a claim's owner": claim(owner_id=("user:cleo", "user:dora")),
+    "a claim's currency": claim(currency=("points", "gems")),
+    "an item's expiry": item("4", expires_at=(None, datetime(2027, 1, 1, tzinfo=UTC))),
     "an item's status": item("2", status=("refunded", "settled")),
     "an item's model": item("1", model_id=("luna", "sol")),
     "an item's split": item("3", "ben", settled_amount=(13, 14), refunded_amount=(7, 6)),
@@ -992,7 +1209,8 @@ def test_a_wallet_that_does_not_begin_at_version_one_is_named(played: Played) ->
     """Every later row follows from it: nothing but the first version is wrong."""
     luna = ENTRIES.c.account_id == "model:luna"
     shifted = update(ENTRIES).where(luna).values(wallet_version=literal_column("wallet_version + 10"))
-    played.tamper(delete(LOG), shifted, update(MODEL_WALLETS).values(version=12))
+    of_luna = MODEL_WALLETS.c.owner_id == "model:luna"
+    played.tamper(delete(LOG), shifted, update(MODEL_WALLETS).where(of_luna).values(version=12))
     (finding,) = findings(played)
     assert (finding.kind, finding.expected, finding.found) == ("version_gap", 1, 11)
     assert matches(played.of("settle 1"), finding.ids)
@@ -1070,7 +1288,7 @@ def test_since_finds_what_was_put_in_unsealed_and_what_drifted_later(played: Pla
     played.tamper(*statements)
     assert all(is_named(wanted, findings(played, since=played.head.position)) for wanted in expected)
     played.restore()
-    gems = {"user_id": "ana", "currency": "gems"}
+    gems = {"owner_id": "user:ana", "currency": "gems"}
     statements, expected = wallet(USER_WALLETS, gems, available=(15, 16))(played)
     played.tamper(*statements)
     assert all(is_named(wanted, findings(played, since=played.positions["credit gems"])) for wanted in expected)
@@ -1112,9 +1330,11 @@ def test_all_damages_of_the_same_kind_are_named_not_only_the_first(played: Playe
     doubled = update(ENTRIES).where(func.abs(ENTRIES.c.amount) > 0).values(amount=literal_column("amount * 2"))
     played.tamper(doubled)
     found = findings(played)
-    entries = [row for row in played.rows[ENTRIES] if row["wallet_version"] is not None]
+    entries = [row for row in played.rows[ENTRIES] if row["wallet_version"] is not None and row["amount"]]
     assert len([each for each in found if each.kind == "balance_sum"]) == len(entries)
-    assert {each.ids["position"] for each in found if each.kind == "seal_broken"} == set(played.positions.values())
+    touches = {played.positions[name] for name in ("open model", "open user")}
+    broken = {each.ids["position"] for each in found if each.kind == "seal_broken"}
+    assert broken == set(played.positions.values()) - touches
 
 
 @pytest.mark.parametrize("value", ["'many'", "x'00ff'", "1.5"])
@@ -1123,3 +1343,14 @@ def test_a_balance_that_is_no_number_is_a_finding_and_not_a_crash(sqlite_url: st
         played.tamper(text(f"UPDATE ledger_entries SET balance_after = {value} WHERE wallet_version = 6"))
         found = findings(played)
         assert {"balance_sum", "seal_broken"} <= {each.kind for each in found}
+
+
+@pytest.mark.parametrize("details", ["", "no JSON", "[]", "5", '{"source":5,"reference":[]}', '{"source":"\\u0000"}'])
+def test_details_that_cannot_be_read_are_findings_and_hide_no_other(played: Played, details: str) -> None:
+    played.tamper(
+        played.transaction("deposit", details_json=details), update(ESCROW_ITEMS).values(status="held", amount=6)
+    )
+    kinds = {each.kind for each in findings(played)}
+    assert "seal_broken" in kinds
+    assert kinds & {"unreadable", "deposit_claim_missing", "deposit_claim_unexplained"}
+    assert {"escrow_item_differs", "escrow_balance"} <= kinds
