@@ -394,7 +394,7 @@ def check_joined(world: World, name: str) -> None:
         is_replay(call(world, request, session=session), first)
         assert (world.events, rows_of(world.database)) == ([], before), "seen before it is committed"
         session.commit()
-        assert [event.transaction_id for event in world.events] == [first.transaction_id]
+        assert world.events == list(map(event_of, world.ledger.transactions([first.transaction_id])))
         session.commit()
     with nothing_happens(world):
         is_replay(call(world, request), first)
