@@ -5,7 +5,10 @@ same one again and again, its statements answered by the results of the first ti
 """
 
 import cProfile
+import gc
+import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +23,9 @@ SINGLE = 500  # operations that are timed together
 SHOWN = 40
 PACKAGE = f"points_platform{os.sep}"
 
-_works: dict[str, tuple[Callable[[], object], int]] = {}
+# By kind: what makes the next work ready, since a key that was used would be answered from the cache; and its items.
+_works: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {}
+_numbers = itertools.count()
 
 
 def begin(contestant: Any, *, single: list[Any], batch: list[Any]) -> None:
@@ -28,45 +33,64 @@ def begin(contestant: Any, *, single: list[Any], batch: list[Any]) -> None:
     _answer_statements_from_memory()
     hold, *others = single
     held = contestant.hold(hold)
-    [first, *permitted] = contestant.permitted([held, *(each._replace(escrow_id=held.escrow_id) for each in others)])
-    contestant.settle(first)
+    contestant.settle(*contestant.permitted([held]))
+
+    def holds(number: int) -> Callable[[], object]:
+        return partial(_each, contestant.hold, [each._replace(key=f"{each.key}-{number}") for each in others])
+
+    def settlements(number: int) -> Callable[[], object]:
+        tasks = [each._replace(key=f"{each.key}-{number}", escrow_id=held.escrow_id) for each in others]
+        return partial(_each, contestant.settle, contestant.permitted(tasks))
+
     holding: list[Any] = []
     with _remembering(holding):
         to_settle = contestant.permitted(contestant.hold_together(batch))
     settling: list[Any] = []
     with _remembering(settling):
         contestant.settle_together(to_settle)
-    _works["hold"] = partial(_each, contestant.hold, others), SINGLE
-    _works["settle"] = partial(_each, contestant.settle, permitted), SINGLE
-    _works["hold_many"] = partial(_with_answers, holding, partial(contestant.hold_together, batch)), len(batch)
-    _works["settle_many"] = partial(_with_answers, settling, partial(contestant.settle_together, to_settle)), len(batch)
+    # The same batch each time: it is not remembered, and its answers are of its own keys.
+    hold_many = partial(_with_answers, holding, partial(contestant.hold_together, batch))
+    settle_many = partial(_with_answers, settling, partial(contestant.settle_together, to_settle))
+    _works["hold"] = holds, SINGLE
+    _works["settle"] = settlements, SINGLE
+    _works["hold_many"] = (lambda number: hold_many), len(batch)
+    _works["settle_many"] = (lambda number: settle_many), len(batch)
 
 
 def seconds_per_item(kind: str) -> float:
     """Of this thread's processor time, so that others on the machine count little."""
-    work, count = _works[kind]
+    ready, count = _works[kind]
+    work = ready(next(_numbers))
+    gc.collect()
+    gc.freeze()
     before = time.thread_time()
     work()
-    return (time.thread_time() - before) / count
+    taken = time.thread_time() - before
+    gc.unfreeze()
+    return taken / count
 
 
 def functions(kind: str, rounds: int) -> list[tuple[str, float, float, float]]:
-    """The functions that take longest themselves: name, calls, own and whole seconds, all per item.
+    """The functions that take longest themselves: name, calls, own and whole seconds per item, each the rounds' median.
 
-    The profiler makes what calls much look dearer than it is.
+    The profiler makes what calls much look dearer than it is. No garbage is collected meanwhile: it would be put on
+    whoever is at work by then.
     """
-    work, count = _works[kind]
-    work()
-    profile = cProfile.Profile()
-    profile.enable()
+    ready, count = _works[kind]
+    found: dict[str, list[tuple[float, ...]]] = {}
     for _ in range(rounds):
+        work, profile = ready(next(_numbers)), cProfile.Profile()
+        gc.collect()
+        gc.disable()
+        profile.enable()
         work()
-    profile.disable()
-    items = rounds * count
-    found = sorted(profile.getstats(), key=lambda each: each.inlinetime, reverse=True)[:SHOWN]
-    return [
-        (_name(each.code), each.callcount / items, each.inlinetime / items, each.totaltime / items) for each in found
-    ]
+        profile.disable()
+        gc.enable()
+        for each in profile.getstats():
+            figures = each.callcount, each.inlinetime, each.totaltime
+            found.setdefault(_name(each.code), []).append(tuple(figure / count for figure in figures))
+    medians = [(name, *map(statistics.median, zip(*figures, strict=True))) for name, figures in found.items()]
+    return sorted(medians, key=lambda each: each[2], reverse=True)[:SHOWN]
 
 
 def _each(operation: Callable[[Any], object], tasks: list[Any]) -> None:

@@ -212,8 +212,7 @@ def _profile(server: Server, checkouts: Mapping[str, Path]) -> None:
         for name, contestant in contestants.items():
             for kind in KINDS:
                 print(f"\n{name}, {kind}: own µs, whole µs, calls per item (by the profiler)")
-                rounds = 10 if kind in ("hold", "settle") else 5
-                for where, calls, own, whole in contestant.ask("profile", kind=kind, rounds=rounds):
+                for where, calls, own, whole in contestant.ask("profile", kind=kind, rounds=TIMES):
                     print(f"{own * 1e6:8.2f} {whole * 1e6:8.2f} {calls:7.2f}  {where}")
 
 
