@@ -106,10 +106,11 @@ def in_transaction(pooled: PoolProxiedConnection) -> bool:
 def _bytes(value: str | int | datetime | None, encoding: str) -> bytes | None:
     if value is None:
         return None
-    text = str(value)
-    if "\0" in text:
+    if not isinstance(value, str):
+        return str(value).encode()
+    if "\0" in value:
         raise ValueError("libpq would take the text for shorter than it is")
-    return text.encode(encoding)
+    return value.encode(encoding)
 
 
 def _begin_pipeline(libpq: pq.abc.PGconn, isolation_level: str) -> None:

@@ -21,7 +21,7 @@ from .composer import HEADER, Condition, Shape, compose
 from .models import WALLET_TABLES
 from .needs import Guard, Making
 from .operation import Decision
-from .rows import Changed
+from .rows import Changed, key_names
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 KINDS = list(WALLET_TABLES)
@@ -91,7 +91,7 @@ def shape_of(decision: Decision, draft: TransactionDraft, owners: Sequence[str],
 @cache
 def _own_places(table: Table) -> tuple[int, ...]:
     """The places in the table's key of what the header has not."""
-    return tuple(place for place, column in enumerate(table.primary_key) if column.key not in HEADER)
+    return tuple(place for place, name in enumerate(key_names(table)) if name not in HEADER)
 
 
 def _conditions(guards: Sequence[Guard | Making], values: list[Any], *, claimed: bool = False) -> tuple[Condition, ...]:

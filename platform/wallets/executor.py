@@ -93,8 +93,9 @@ class Executor:
         """Carry one request out. Raises its refusal, ``OptimisticLockError``, ``StorageUnavailableError``."""
         request = asked.request
         key, currency = (request.owner_id, operation.name, request.idempotency_key), self._currency(operation, request)
-        record = self._remembered.get(key)
-        if record is not None:
+        known = self._remembered.get(key)
+        if known is not None:
+            record = Record(known)
             record.check_repeats(request, currency=currency)
             return record.response(replayed=True)
         task = _task(operation, asked, key, currency, now())
@@ -187,7 +188,7 @@ class Executor:
         record, replayed = Record(transaction), task.replayed(transaction)
         if session is None:
             if remember:
-                self._remembered.keep(record)
+                self._remembered.keep(transaction)
             if not replayed:
                 self._announcer.announce(record)
         elif not replayed:

@@ -17,7 +17,7 @@ from ..ledger.accounts import WALLETS, kind_of
 from ..ledger.models import TRANSACTIONS, TransactionDraft
 from .models import ESCROW_ITEMS, ROW_TABLES, WALLET_TABLES
 from .operation import Decision
-from .rows import Begun, Key, Row
+from .rows import Begun, Key, Row, key_names
 from .unit_of_work import UnitOfWork, Wallet, Written
 
 Column_ = Column[Any]
@@ -136,24 +136,30 @@ def _read_shape(connection: Connection, shape: ReadShape, values: Sequence[Key],
     recorded: dict[str, list[Any]] = {}
     statement = _reading(connection.dialect.name, shape, len(values) > 1)
     for row in connection.execute(statement, _parameters(connection, values)):
-        transaction_id, currency, *_ = row
-        place = 2
-        for kind in shape.kinds:
-            owner, version, updated_at, *balances = row[place : (place := place + 3 + len(WALLETS[kind]))]
-            if version is not None:
-                wallet = Wallet(dict(zip(WALLETS[kind], balances, strict=True)), version, updated_at)
-                work.wallets[owner, currency] = wallet
-        for table in shape.tables:
-            found = dict(zip(table.c.keys(), row[place : (place := place + len(table.c))], strict=True))
-            key = tuple(found[column.key] for column in table.primary_key)
-            if key[0] is not None:
-                work.rows[table, key] = Written(found, found.copy())
+        transaction_id, currency, *others = row
         if transaction_id is not None:
             recorded.setdefault(transaction_id, []).append(row)
+        place = 0
+        for kind in shape.kinds:
+            buckets = WALLETS[kind]
+            owner, version, updated_at, *balances = others[place : (place := place + 3 + len(buckets))]
+            if version is not None:
+                work.wallets[owner, currency] = Wallet(dict(zip(buckets, balances, strict=True)), version, updated_at)
+        for table in shape.tables:
+            names = _names(table)
+            found = dict(zip(names, others[place : (place := place + len(names))], strict=True))
+            key = tuple(found[name] for name in key_names(table))
+            if key[0] is not None:
+                work.rows[table, key] = Written(found, found.copy())
     for rows in recorded.values():
         transaction = ledger_store.collect(rows)
         work.recorded[transaction.owner_id, transaction.operation, transaction.idempotency_key] = transaction
         work.by_id[transaction.transaction_id] = transaction
+
+
+@cache
+def _names(table: Table) -> tuple[str, ...]:
+    return tuple(table.c.keys())
 
 
 @cache
@@ -199,12 +205,13 @@ def _write_rows(connection: Connection, table: Table, rows: Sequence[Written]) -
     for names, alike in _grouped(new, tuple):
         insert_rows(connection, tuple(table.c[name] for name in names), [tuple(row.values()) for row in alike])
     changed = [(row.seen, row.now) for row in rows if row.seen is not None and row.seen != row.now]
-    key = tuple(table.primary_key)
-    for columns, alike in _grouped(changed, lambda row: tuple(c for c in table.c if row[0][c.key] != row[1][c.key])):
+    names = _names(table)
+    for columns, alike in _grouped(changed, lambda row: tuple(n for n in names if row[0][n] != row[1][n])):
         # What is never NULL must be as it was read, where it changes.
-        guards = (*key, *(column for column in columns if not column.nullable))
-        values = [[seen[c.key] for c in guards] + [now[c.key] for c in columns] for seen, now in alike]
-        _all(values, update_rows(connection, guards, columns, values))
+        guards = (*key_names(table), *(name for name in columns if not table.c[name].nullable))
+        values = [[seen[name] for name in guards] + [now[name] for name in columns] for seen, now in alike]
+        as_read, to_be = (tuple(table.c[name] for name in each) for each in (guards, columns))
+        _all(values, update_rows(connection, as_read, to_be, values))
 
 
 def _write_wallets(connection: Connection, work: UnitOfWork, kind: str) -> None:

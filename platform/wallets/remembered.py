@@ -5,31 +5,30 @@ import time
 
 from cachetools import TTLCache
 
+from ..ledger.models import LedgerTransaction
 from .config import WalletConfig
-from .facts import Record
 from .unit_of_work import IdempotencyKey
 
 
 class Remembered:
-    """The latest records, each for a while; filled after commits only, and never a reason to skip a verification."""
+    """The latest transactions, each for a while; filled after commits only, and never a reason to skip a verification."""
 
     def __init__(self, config: WalletConfig) -> None:
-        self._records: TTLCache[IdempotencyKey, Record] = TTLCache(
+        self._transactions: TTLCache[IdempotencyKey, LedgerTransaction] = TTLCache(
             maxsize=config.idempotency_cache_size,
             ttl=config.idempotency_cache_ttl_s,
             timer=lambda: time.monotonic(),  # looked up at each call, so that frozen time freezes it too
         )
         self._lock = threading.Lock()
 
-    def get(self, key: IdempotencyKey) -> Record | None:
+    def get(self, key: IdempotencyKey) -> LedgerTransaction | None:
         """What the key stands for, if it is remembered."""
         with self._lock:
-            return self._records.get(key)
+            return self._transactions.get(key)
 
-    def keep(self, record: Record) -> None:
+    def keep(self, transaction: LedgerTransaction) -> None:
         """Remember what has been committed."""
-        if self._records.maxsize:
-            transaction = record.transaction
+        if self._transactions.maxsize:
             with self._lock:
                 key = transaction.owner_id, transaction.operation, transaction.idempotency_key
-                self._records[key] = record
+                self._transactions[key] = record

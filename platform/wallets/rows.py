@@ -5,12 +5,19 @@ One mechanism for all, by two ways of writing: the composed statement (``compose
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Table
 
 Key = tuple[Any, ...]
 Values = Mapping[str, Any]
+
+
+@cache
+def key_names(table: Table) -> tuple[str, ...]:
+    """The names of the columns of a table's key."""
+    return tuple(column.key for column in table.primary_key)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

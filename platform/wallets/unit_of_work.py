@@ -15,7 +15,7 @@ from ..ledger.accounts import WALLETS, Bucket, kind_of
 from ..ledger.models import LedgerTransaction, TransactionDraft, WalletState
 from ..ledger.posting import post
 from .operation import Decision
-from .rows import Begun, Changed, Key, Row
+from .rows import Begun, Changed, Key, Row, key_names
 
 IdempotencyKey = tuple[str, str, str]
 
@@ -96,8 +96,8 @@ class UnitOfWork:
         header = vars(draft) | told
         values = {**row.values, **{name: header[name] for name in row.copies}, row.at: draft.occurred_at}
         if isinstance(row, Begun):
-            key = zip((column.key for column in row.table.primary_key), row.key, strict=True)
-            self.rows[row.table, row.key] = Written(None, {**dict(key), **values})
+            key = dict(zip(key_names(row.table), row.key, strict=True))
+            self.rows[row.table, row.key] = Written(None, key | values)
         else:
             self.rows[row.table, row.key].now.update(values)
 
