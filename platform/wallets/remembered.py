@@ -11,7 +11,7 @@ from .unit_of_work import IdempotencyKey
 
 
 class Remembered:
-    """The latest transactions, each for a while; filled after commits only, and never a reason to skip a verification."""
+    """The latest transactions, each for a while; filled after commits only, and no reason to skip a verification."""
 
     def __init__(self, config: WalletConfig) -> None:
         self._transactions: TTLCache[IdempotencyKey, LedgerTransaction] = TTLCache(
@@ -31,4 +31,4 @@ class Remembered:
         if self._transactions.maxsize:
             with self._lock:
                 key = transaction.owner_id, transaction.operation, transaction.idempotency_key
-                self._transactions[key] = record
+                self._transactions[key] = transaction
