@@ -11,7 +11,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses=4 --dist=worksteal
 MODULES ?= core.values queue wallets.authorization wallets.requests wallets.rules wallets.unit_of_work
 
 .DEFAULT_GOAL := help
-.PHONY: help demo replay test lint check bench bench-short torture mutants format lock clean
+.PHONY: help demo replay test lint check bench bench-short bench-pairs torture mutants format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,10 @@ bench: $(INSTALLED) ## benchmarks on a PostgreSQL of their own, with a table and
 
 bench-short: $(INSTALLED) ## the same in small, under two minutes
 	@$(BIN)/python -m benchmarks --short
+
+bench-pairs: $(INSTALLED) ## old against new in pairs, under eight minutes: OLD=checkout [PAIRS=30] [JSON=benchmarks/pairs.json]
+	@$(if $(OLD),,$(error OLD is missing: make bench-pairs OLD=path/to/checkout [PAIRS=30] [JSON=benchmarks/pairs.json]))
+	@$(BIN)/python -m benchmarks.pairs --old '$(OLD)' $(if $(PAIRS),--pairs '$(PAIRS)') $(if $(JSON),--json '$(JSON)')
 
 torture: $(INSTALLED) ## faults, crashes and contention, and a judge: SECONDS= WORKERS= SEED= DATABASE=sqlite|postgresql PLANTED=all
 	@PYTHONPATH=tests $(BIN)/python -m torture $(if $(SECONDS),--seconds '$(SECONDS)') $(if $(WORKERS),--workers '$(WORKERS)') \

@@ -7,24 +7,20 @@ on. Ratios are medians of the rounds' own ratios. Linux only.
 import argparse
 import json
 import logging
-import os
-import platform
-import sqlite3
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from . import batches, charts, decisions, embedded, growth, hot, ledger, memory, operations, reads, round_trips
+from .machine import machine
 from .report import Form, Report, show
-from .server import SETTINGS, Server, postgresql
+from .server import Server, postgresql
 
 RESULTS = Path(__file__).parent / "results.json"
 LEDGER = "ledger"
-PACKAGES = ("psycopg", "sqlalchemy", "sqlmodel", "pyjwt", "uuid-utils")
 PARTS: dict[str, Callable[[Server, Form], Report]] = {
     "operations": operations.measure,
     "hot": hot.measure,
@@ -71,19 +67,19 @@ def main() -> None:
     others: dict[str, dict[str, Any]] = {}
     begin = time.monotonic()
     with postgresql() as server:
-        machine = _machine(server)
+        ran_on = machine(server)
         for part in options.only:
             print(f"{time.monotonic() - begin:4.0f} s: {part}", file=sys.stderr, flush=True)
             if part == LEDGER:
                 others |= _ledger(server, form, short=options.short)
             else:
                 reports[part] = PARTS[part](server, form)
-    machine["seconds taken"] = round(time.monotonic() - begin)
+    ran_on["seconds taken"] = round(time.monotonic() - begin)
     summary = {name: round(value, 3) for report in reports.values() for name, value in report.summary.items()}
-    results = {"machine": machine, "short": options.short, "form": vars(form), **others}
+    results = {"machine": ran_on, "short": options.short, "form": vars(form), **others}
     results |= {part: report.as_dict() for part, report in reports.items()} | {"summary": summary}
     RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False))
-    show(reports, {"machine": machine, **others}, summary)
+    show(reports, {"machine": ran_on, **others}, summary)
     if options.charts is not None:
         charts.write(reports, options.charts)
 
@@ -102,23 +98,6 @@ def _options() -> argparse.Namespace:
     if unknown:
         parser.error(f"no part of that name: {', '.join(sorted(unknown))}")
     return options
-
-
-def _machine(server: Server) -> dict[str, Any]:
-    with open("/proc/cpuinfo") as cpuinfo:
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cores": os.cpu_count(),
-        "processor": models[0] if models else platform.machine(),
-        "memory_gb": round(memory_gb, 1),
-        "system": platform.release(),
-        "python": platform.python_version(),
-        "postgresql": server.version(),
-        "sqlite": sqlite3.sqlite_version,
-        **{package: version(package) for package in PACKAGES},
-        **SETTINGS,
-    }
 
 
 def _ledger(server: Server, form: Form, *, short: bool) -> dict[str, dict[str, Any]]:

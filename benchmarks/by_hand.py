@@ -39,10 +39,12 @@ _model_version = Column("version", BigInteger, nullable=False)
 class UserWallet(Base, table=True):
     __tablename__ = "user_wallets"
     __mapper_args__ = {"version_id_col": _user_version}
-    user_id: str = Field(primary_key=True)
+    owner_id: str = Field(primary_key=True)
     currency: str = Field(primary_key=True)
     available: int = Field(sa_type=BigInteger)
     escrow: int = Field(sa_type=BigInteger)
+    paying: int = Field(sa_type=BigInteger, default=0)
+    state: str = "active"
     version: int = Field(sa_column=_user_version)
     created_at: datetime = Field(sa_column=_time())
     updated_at: datetime = Field(sa_column=_time())
@@ -51,9 +53,11 @@ class UserWallet(Base, table=True):
 class ModelWallet(Base, table=True):
     __tablename__ = "model_wallets"
     __mapper_args__ = {"version_id_col": _model_version}
-    model_id: str = Field(primary_key=True)
+    owner_id: str = Field(primary_key=True)
     currency: str = Field(primary_key=True)
     earned: int = Field(sa_type=BigInteger)
+    paying: int = Field(sa_type=BigInteger, default=0)
+    state: str = "active"
     version: int = Field(sa_column=_model_version)
     created_at: datetime = Field(sa_column=_time())
     updated_at: datetime = Field(sa_column=_time())
@@ -62,7 +66,7 @@ class ModelWallet(Base, table=True):
 class EscrowItem(Base, table=True):
     __tablename__ = "escrow_items"
     escrow_id: str = Field(primary_key=True)
-    user_id: str = Field(primary_key=True)
+    owner_id: str = Field(primary_key=True)
     currency: str
     amount: int = Field(sa_type=BigInteger)
     status: str
@@ -74,6 +78,7 @@ class EscrowItem(Base, table=True):
     refunded_amount: int = Field(sa_type=BigInteger, default=0)
     created_at: datetime = Field(sa_column=_time())
     processed_at: datetime | None = Field(sa_type=DateTime(timezone=True), default=None)
+    expires_at: datetime | None = Field(sa_type=DateTime(timezone=True), default=None)
 
 
 class LedgerTransaction(Base, table=True):
@@ -90,6 +95,7 @@ class LedgerTransaction(Base, table=True):
     feature_type: str | None = None
     model_id: str | None = None
     authorization_id: str | None = None
+    details: str | None = None
     occurred_at: datetime = Field(sa_column=_time())
 
 
@@ -143,7 +149,7 @@ class ByHand:
 def _hold(session: Session, task: Task) -> None:
     if _recorded(session, task, "hold"):
         return
-    wallet = session.get(UserWallet, (task.user_id, CURRENCY))
+    wallet = session.get(UserWallet, (f"user:{task.user_id}", CURRENCY))
     if wallet is None or wallet.available < AMOUNT:
         raise RefusedError("too few points")
     at = datetime.now(UTC)
@@ -152,7 +158,7 @@ def _hold(session: Session, task: Task) -> None:
     wallet.updated_at = max(wallet.updated_at, at)
     item = EscrowItem(
         escrow_id=str(uuid7()),
-        user_id=task.user_id,
+        owner_id=wallet.owner_id,
         currency=CURRENCY,
         amount=AMOUNT,
         status="held",
@@ -173,11 +179,11 @@ def _hold(session: Session, task: Task) -> None:
 def _settle(session: Session, task: Task) -> None:
     if _recorded(session, task, "settle"):
         return
-    item = session.get(EscrowItem, (task.escrow_id, task.user_id))
+    item = session.get(EscrowItem, (task.escrow_id, f"user:{task.user_id}"))
     if item is None or item.status != "held" or item.amount != AMOUNT or item.queue_item_id != f"q{task.key}":
         raise RefusedError("no such hold")
-    user = session.get(UserWallet, (task.user_id, CURRENCY))
-    model = session.get(ModelWallet, (task.model_id, CURRENCY))
+    user = session.get(UserWallet, (f"user:{task.user_id}", CURRENCY))
+    model = session.get(ModelWallet, (f"model:{task.model_id}", CURRENCY))
     if user is None or model is None:
         raise RefusedError("no such wallet")
     at = datetime.now(UTC)

@@ -12,8 +12,9 @@ from .server import Server
 from .workload import EVERYBODY, ONE_USER, OPENED, Traffic, opened
 
 TRIES = 4
-VERSION = Statement("version", "SELECT version FROM user_wallets WHERE user_id = %(user_id)s AND currency = 'points'")
-POINTS_ARE_THERE = "available + %(available)s::bigint >= 0"
+VERSION = Statement("version", "SELECT version FROM user_wallets WHERE owner_id = %(owner_id)s AND currency = 'points'")
+POINTS_ARE_THERE = "wallet0.available >= %(wallet0_enough)s::bigint"
+OF_HOLD = "hold_"  # how the names of such statements begin
 KINDS = {
     "hold, 8": ("hold", 8, EVERYBODY),
     "settle, 8": ("settle", 8, EVERYBODY),
@@ -39,25 +40,27 @@ class LastSeen(Database):
         self._guarded: dict[str, Statement] = {}
 
     def _execute_alone(self, statement: Statement, parameters: Parameters) -> Row | None:
-        if statement.name != "hold":
+        if not statement.name.startswith(OF_HOLD):
             return super()._execute_alone(statement, parameters)
-        user_id, guarded = parameters["user_id"], self._by_version(statement)
+        owner_id, guarded = parameters["owner_id"], self._by_version(statement)
         for _ in range(TRIES):
-            seen = self._versions.get(user_id)
+            seen = self._versions.get(owner_id)
             if seen is not None:
                 row = super()._execute_alone(guarded, {**parameters, "seen": seen})
                 if row is not None:
-                    self._versions[user_id] = int(row[2])
+                    self._versions[owner_id] = int(row[2])
                     return row
-            current = super()._execute_alone(VERSION, {"user_id": user_id})
+            current = super()._execute_alone(VERSION, {"owner_id": owner_id})
             if current is None:
                 break
-            self._versions[user_id] = int(current[0])
+            self._versions[owner_id] = int(current[0])
         return None
 
     def _by_version(self, statement: Statement) -> Statement:
         if statement.name not in self._guarded:
-            sql = statement.sql.replace(POINTS_ARE_THERE, f"{POINTS_ARE_THERE} AND version = %(seen)s::bigint", 1)
+            sql = statement.sql.replace(
+                POINTS_ARE_THERE, f"{POINTS_ARE_THERE} AND wallet0.version = %(seen)s::bigint", 1
+            )
             assert sql != statement.sql
             self._guarded[statement.name] = Statement(f"{statement.name}_by_version", sql)
         return self._guarded[statement.name]

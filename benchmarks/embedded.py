@@ -8,12 +8,13 @@ from points_platform.core import Database
 
 from .batches import Batches
 from .measure import Contestant, interleave
+from .operations import OTHERS
 from .report import Form, Report
 from .server import Server
 from .workload import Traffic
 
 BATCH = 1000
-OPERATIONS = {"hold": (1, 8), "settle": (1, 8), "refund": (1,), "partial settle": (1,), "credit": (1,)}
+OPERATIONS = {"hold": (1, 8), "settle": (1, 8)} | dict.fromkeys(OTHERS, (1,))
 
 
 def measure(server: Server, form: Form) -> Report:

@@ -63,12 +63,12 @@ WITH user_wallet AS (
     UPDATE user_wallets
     SET available = available - {AMOUNT}, escrow = escrow + {AMOUNT}, version = version + 1,
         updated_at = greatest(updated_at, now())
-    WHERE user_id = 'user-' || :u::int AND currency = 'points'
-    RETURNING user_id, available, escrow, version, updated_at
+    WHERE owner_id = {_USER} || :u::int AND currency = 'points'
+    RETURNING owner_id AS owner, available, escrow, version, updated_at
 ), item AS (
-    INSERT INTO escrow_items (escrow_id, user_id, currency, amount, status, queue_item_id, feature_type, reason,
+    INSERT INTO escrow_items (escrow_id, owner_id, currency, amount, status, queue_item_id, feature_type, reason,
         settled_amount, refunded_amount, created_at)
-    SELECT {_ESCROW}, user_id, 'points', {AMOUNT}, 'held', 'q' || :k::bigint, 'song', 'menu_purchase', 0, 0, now()
+    SELECT {_ESCROW}, owner, 'points', {AMOUNT}, 'held', 'q' || :k::bigint, 'song', 'menu_purchase', 0, 0, now()
     FROM user_wallet
     RETURNING escrow_id, queue_item_id, feature_type
 ), """ + _RECORD.format(
@@ -84,20 +84,20 @@ _SETTLE = f"""
 WITH item AS (
     UPDATE escrow_items
     SET status = 'settled', model_id = 'model-' || :m::int, settled_amount = {AMOUNT}, processed_at = now()
-    WHERE escrow_id = {_ESCROW} AND user_id = 'user-' || :u::int AND status = 'held'
+    WHERE escrow_id = {_ESCROW} AND owner_id = {_USER} || :u::int AND status = 'held'
     RETURNING escrow_id, queue_item_id, feature_type
 ), user_wallet AS (
     UPDATE user_wallets
     SET escrow = escrow - {AMOUNT}, version = version + 1, updated_at = greatest(updated_at, now())
     FROM item
-    WHERE user_id = 'user-' || :u::int AND currency = 'points'
+    WHERE owner_id = {_USER} || :u::int AND currency = 'points'
     RETURNING escrow, version, updated_at
 ), model_wallet AS (
     UPDATE model_wallets
     SET earned = earned + {AMOUNT}, version = model_wallets.version + 1,
         updated_at = greatest(model_wallets.updated_at, now())
     FROM user_wallet
-    WHERE model_id = 'model-' || :m::int AND currency = 'points'
+    WHERE owner_id = {_MODEL} || :m::int AND currency = 'points'
     RETURNING earned, model_wallets.version, model_wallets.updated_at
 ), """ + _RECORD.format(
     user=_USER,

@@ -12,7 +12,7 @@ from .workload import FANS, Traffic, opened
 
 PROCESSES, THREADS = 2, 8
 BOTH = ("hold", "settle")
-OTHERS = ("refund", "partial settle", "credit")
+OTHERS = ("refund", "partial settle", "credit", "spend", "transfer", "deposit", "open")
 
 
 def measure(server: Server, form: Form) -> Report:

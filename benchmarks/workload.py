@@ -9,11 +9,15 @@ from points_platform.core import Database, WalletError
 from points_platform.ledger import LedgerService
 from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import (
+    DepositRequest,
     EscrowHoldRequest,
     EscrowHoldResponse,
     EscrowPartialSettleRequest,
     EscrowRefundRequest,
     EscrowSettleRequest,
+    OpenWalletRequest,
+    SpendRequest,
+    TransferRequest,
     UserCreditRequest,
     WalletConfig,
     WalletService,
@@ -64,6 +68,12 @@ class Task(NamedTuple):
     escrow_id: str = ""
     authorization: Any = None
 
+    @property
+    def recipient_id(self) -> str:
+        """Another user, who has a wallet too."""
+        number = int(self.user_id.removeprefix("user-"))
+        return f"user-{(number + USERS // 2) % USERS}"
+
 
 class Traffic:
     """The wallet module on a database, and tasks for it.
@@ -85,6 +95,10 @@ class Traffic:
             "refund": self.refund,
             "partial settle": self.partial_settle,
             "credit": self.credit,
+            "spend": self.spend,
+            "transfer": self.transfer,
+            "deposit": self.deposit,
+            "open": self.open_wallet,
         }
         self._chance = random.Random()
         self._rates: dict[str, float] = {}
@@ -102,7 +116,7 @@ class Traffic:
     def ready(self, operation: str, count: int, crowd: Crowd = EVERYBODY) -> list[Task]:
         """So many tasks for that operation, its holds made and its tokens signed."""
         tasks = [Task(crowd.user(self._chance), crowd.model(self._chance), self._key()) for _ in range(count)]
-        if operation in ("hold", "credit"):
+        if operation not in ENDING:
             return tasks
         held = [task for start in range(0, count, BATCH) for task in self.held(tasks[start : start + BATCH])]
         return self.permitted(operation, held)
@@ -138,6 +152,18 @@ class Traffic:
 
     def credit(self, task: Task) -> object:
         return self.wallets.credit_user(_credit(task.user_id, task.key, AMOUNT))
+
+    def spend(self, task: Task) -> object:
+        return self.wallets.spend_points(_spend(task))
+
+    def transfer(self, task: Task) -> object:
+        return self.wallets.transfer_points(_transfer(task))
+
+    def deposit(self, task: Task) -> object:
+        return self.wallets.deposit_points(_deposit(task))
+
+    def open_wallet(self, task: Task) -> object:
+        return self.wallets.open_wallet(_open(task))
 
     def hold_many(self, tasks: Sequence[Task]) -> list[Any]:
         return done(self.wallets.hold_many([_hold(task) for task in tasks]))
@@ -188,6 +214,46 @@ def _hold(task: Task) -> EscrowHoldRequest:
         feature_type="song",
         idempotency_key=task.key,
         request_id=f"r{task.key}",
+    )
+
+
+def _spend(task: Task) -> SpendRequest:
+    return SpendRequest(
+        user_id=task.user_id,
+        amount=AMOUNT,
+        order_id=f"o{task.key}",
+        reason="purchase",
+        idempotency_key=task.key,
+        request_id=f"r{task.key}",
+    )
+
+
+def _transfer(task: Task) -> TransferRequest:
+    return TransferRequest(
+        user_id=task.user_id,
+        recipient_id=task.recipient_id,
+        amount=AMOUNT,
+        reason="gift",
+        idempotency_key=task.key,
+        request_id=f"r{task.key}",
+    )
+
+
+def _deposit(task: Task) -> DepositRequest:
+    return DepositRequest(
+        user_id=task.user_id,
+        amount=AMOUNT,
+        source="provider",
+        reference=f"p{task.key}",
+        reason="payment",
+        idempotency_key=task.key,
+        request_id=f"r{task.key}",
+    )
+
+
+def _open(task: Task) -> OpenWalletRequest:
+    return OpenWalletRequest(
+        owner=f"user:{task.user_id}", reason="sign_up", idempotency_key=task.key, request_id=f"r{task.key}"
     )
 
 

@@ -49,11 +49,14 @@ class Request(Checked):
 
     Constructing one raises ``InvalidRequestError`` for the first field, in the order of declaration, that is not what
     it must be. Amounts are points in minor units, 1 to 2**53 - 1. The key belongs to one owner and one operation, and
-    protects for ever.
+    protects for ever. ``currency=None`` is the configured default, or a named hold's own.
     """
 
     idempotency_key: Identifier
     request_id: Identifier
+    reason: Reason
+    metadata: Metadata = None
+    currency: OptionalCode = None
 
     @property
     def owner_id(self) -> str:
@@ -63,12 +66,9 @@ class Request(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class UserRequest(Request):
-    """What every request of a user has. ``currency=None`` is the configured default, or a named hold's own."""
+    """What every request of a user has."""
 
     user_id: Identifier
-    reason: Reason
-    metadata: Metadata = None
-    currency: OptionalCode = None
 
     @property
     def owner_id(self) -> str:

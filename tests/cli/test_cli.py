@@ -154,10 +154,13 @@ def test_the_demo_names_the_seed_that_it_chose(command: Command) -> None:
     ("tampering", "seen"),
     [
         (
-            "UPDATE user_wallets SET available = available + 1 WHERE user_id = 'ana' AND currency = 'points'",
+            "UPDATE user_wallets SET available = available + 1 WHERE owner_id = 'user:ana' AND currency = 'points'",
             "available ",
         ),
-        ("UPDATE model_wallets SET earned = earned + 1 WHERE model_id = 'luna' AND currency = 'points'", "earned "),
+        (
+            "UPDATE model_wallets SET earned = earned + 1 WHERE owner_id = 'model:luna' AND currency = 'points'",
+            "earned ",
+        ),
         ("UPDATE escrow_items SET amount = amount + 1 WHERE status = 'held' AND currency = 'points'", "held escrow "),
     ],
 )
@@ -185,7 +188,7 @@ def test_the_line_about_the_books_shows_each_sum_that_is_off() -> None:
 
     assert line(even | issued, even, 20) == (
         "the books balance (points): entries sum to 0; held escrow 20 = 20 escrow balances; "
-        "wallets and ledger: available 1,000 = 1,000, escrow 20 = 20, earned 3 = 3"
+        "wallets and ledger: available 1,000 = 1,000, escrow 20 = 20, earned 3 = 3, paying 0 = 0"
     )
     wrong = "THE BOOKS DO NOT BALANCE (points): "
     assert line(even, even, 20).startswith(wrong + "entries sum to 1,023; ")
@@ -193,7 +196,7 @@ def test_the_line_about_the_books_shows_each_sum_that_is_off() -> None:
     assert "held escrow 5 != 0 escrow balances" in line({}, {}, 5)
     # Two buckets that are off by the same amount do not make up for each other.
     assert line(even | issued, even | {Bucket.AVAILABLE: 999, Bucket.EARNED: 4}, 20).endswith(
-        "available 999 != 1,000, escrow 20 = 20, earned 4 != 3"
+        "available 999 != 1,000, escrow 20 = 20, earned 4 != 3, paying 0 = 0"
     )
     assert line(even | issued, even | {Bucket.EARNED: 4}, 20).startswith(wrong)
 

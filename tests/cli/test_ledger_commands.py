@@ -203,7 +203,7 @@ def test_verify_names_each_finding_in_a_line_and_in_json(command: Command, url: 
     ]
     by_kind = {each["kind"]: each for each in findings}
     assert all(set(each) == {"kind", "ids", "expected", "found"} for each in findings)
-    assert by_kind["user_wallet_differs"]["ids"] == {"user_id": "ana", "currency": "points"}
+    assert by_kind["user_wallet_differs"]["ids"] == {"owner_id": "user:ana", "currency": "points"}
     assert by_kind["user_wallet_differs"]["found"]["available"] == 36
     assert by_kind["user_wallet_differs"]["expected"]["available"] == 45
     assert (by_kind["model_wallet_missing"]["found"], by_kind["log_cut"]["found"]) == (None, None)
@@ -292,19 +292,20 @@ def test_rebuild_plans_checks_and_applies(command: Command, url: str, played: Wo
         "UPDATE user_wallets SET available = 36",
         "DELETE FROM model_wallets",
         "DELETE FROM escrow_items WHERE status = 'held'",
-        "INSERT INTO user_wallets SELECT 'eva', currency, 1, 0, version, created_at, updated_at FROM user_wallets",
+        "INSERT INTO user_wallets"
+        " SELECT 'user:eva', currency, 1, 0, 0, state, version, created_at, updated_at FROM user_wallets",
     )
     damaged = played.snapshot()
     outcome = command(*check)
     assert (outcome.status, outcome.out, outcome.err) == (1, "rows differ from the ledger\n", "")
     *lines, last = command(*plan).succeeded().splitlines()
     assert last == "4 rows to repair, with --apply"
-    assert sorted(line.split(":")[0].rpartition(" ")[0] for line in lines if "escrow_items" not in line) == [
-        "delete user_wallets user_id=eva",
-        "insert model_wallets model_id=luna",
-        "update user_wallets user_id=ana",
+    assert sorted(line.split(": ")[0].rpartition(" ")[0] for line in lines if "escrow_items" not in line) == [
+        "delete user_wallets owner_id=user:eva",
+        "insert model_wallets owner_id=model:luna",
+        "update user_wallets owner_id=user:ana",
     ]
-    assert "update user_wallets user_id=ana currency=points: available 36 -> 45" in lines
+    assert "update user_wallets owner_id=user:ana currency=points: available 36 -> 45" in lines
     assert played.snapshot() == damaged, "a plan changes nothing"
     *lines, last = command(*repair).succeeded().splitlines()
     assert last == "4 rows repaired"

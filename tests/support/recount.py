@@ -8,9 +8,10 @@ from sqlalchemy import Connection, text
 
 from points_platform.core import Database
 
+from .reference import STATUS
+
 MAX_POINTS = 2**53 - 1
 BUCKETS = {"user": ("available", "escrow", "paying"), "model": ("earned", "paying")}
-STATUS = {"settle": "settled", "refund": "refunded", "partial_settle": "partially_settled"}
 USER, OTHER, MODEL, ISSUER, REVENUE = "user", "another user", "model", "platform:issuer", "platform:revenue"
 # Whose points each operation moves, in which direction: once each, and nothing else.
 MOVES = {

@@ -1100,14 +1100,22 @@ class Recorder:
         self.calls.append(Call(worker=self.name, invoked=invoked, returned=returned, parts=told))
 
     def chosen(self) -> tuple[str, Any]:
-        operation = self.random.choice(["credit", "hold", "hold", "settle", "refund", "partial_settle"])
-        user_id = self.random.choice(["ana", "ben"])
-        if operation == "credit":
-            return operation, self.world.credit_request(user_id, 10 * self.random.randint(1, 5))
-        if operation == "hold" or not self.items:
-            return "hold", self.world.hold_request(user_id, 30)
-        escrow_id, hold = self.random.choice(self.items[-3:])
-        return operation, getattr(self.world, f"{operation}_request")(escrow_id, user_id=hold.user_id)
+        operation = self.random.choice(["hold", *OPERATIONS])
+        if operation in STATUS and not self.items:
+            operation = "hold"
+        make = getattr(self.world, f"{operation}_request")
+        if operation in STATUS:
+            escrow_id, hold = self.random.choice(self.items[-3:])
+            return operation, make(escrow_id, user_id=hold.user_id)
+        if operation == "open":
+            return operation, make(self.random.choice(["user:ana", "user:ben", "model:luna"]))
+        if operation == "deposit":
+            return operation, make(
+                "ana", self.random.choice([10, 20]), reference=f"payment-of-{self.random.randrange(3)}"
+            )
+        payer, taker = self.random.sample(["ana", "ben"], 2)
+        about = {"recipient_id": taker} if operation == "transfer" else {}
+        return operation, make(payer, 10 * self.random.randint(1, 4), **about)
 
     def one(self) -> None:
         operation, sent = self.chosen()
@@ -1127,6 +1135,9 @@ class Recorder:
     def batch(self) -> None:
         parts = [("hold", self.world.hold_request(user_id, 20)) for user_id in ("ana", "ben", "ana")]
         self.record(parts, lambda: self.world.wallets.hold_many([sent for _, sent in parts]))
+        pairs = [("ana", "ben"), ("ben", "ana")]
+        parts = [("transfer", self.world.transfer_request(payer, 10, recipient_id=taker)) for payer, taker in pairs]
+        self.record(parts, lambda: self.world.wallets.transfer_many([sent for _, sent in parts]))
 
     def transaction(self) -> None:
         parts = [("credit", self.world.credit_request(user_id, 10)) for user_id in ("ana", "ben")]

@@ -173,7 +173,7 @@ def test_one_key_in_two_batches_with_different_requests_serves_one_of_them(patie
 
 
 @pytest.mark.parametrize(
-    ("table", "key"), [("escrow_items", "escrow_id"), ("user_wallets", "user_id"), ("model_wallets", "model_id")]
+    ("table", "key"), [("escrow_items", "escrow_id"), ("user_wallets", "owner_id"), ("model_wallets", "owner_id")]
 )
 def test_a_batch_that_waits_for_the_first_row_of_a_table_has_locked_no_other_one(
     postgresql_url: str, table: str, key: str
@@ -257,7 +257,7 @@ def test_a_row_that_stays_locked_is_contention_for_the_whole_batch(postgresql_ur
         before = world.snapshot()
         requests = [world.hold_request(user, 1000 if n else 1) for n, user in enumerate(USERS)]
         with database.engine.begin() as other:
-            other.execute(text("SELECT 1 FROM user_wallets WHERE user_id = 'user-5' FOR UPDATE"))
+            other.execute(text("SELECT 1 FROM user_wallets WHERE owner_id = 'user:user-5' FOR UPDATE"))
             for atomic in (False, True):
                 with pytest.raises(OptimisticLockError) as failure:
                     world.wallets.hold_many(requests, atomic=atomic)

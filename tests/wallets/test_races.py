@@ -36,6 +36,10 @@ FIRST_WRITE = {
     "settle": "UPDATE escrow_items",
     "refund": "UPDATE escrow_items",
     "partial_settle": "UPDATE escrow_items",
+    "spend": "UPDATE user_wallets",
+    "transfer": "UPDATE user_wallets",
+    "deposit": "INSERT INTO deposit_claims",
+    "open": "INSERT INTO user_wallets",
 }
 BLOCKED = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
 
@@ -207,11 +211,12 @@ def test_an_end_that_waits_while_another_ends_the_hold_is_already_processed(
 def test_a_retry_that_waits_for_its_row_lock_finds_what_its_twin_committed_meanwhile(on_postgresql: World) -> None:
     """The first attempt fails; before the retry locks, the twin has changed the rows and not yet committed."""
     here = on_postgresql
-    here.credit("user-of-credit")  # so that there is a wallet to lock
+    for operation in ("credit", "deposit", "open"):
+        here.credit(f"user-of-{operation}")  # so that there is a wallet to lock
     for operation, request in one_of_each(here):
         with elsewhere(here) as (wallets, session):
             twin = partial(here.send, request, wallets, session=session)
-            first_write = "UPDATE user_wallets" if operation == "credit" else FIRST_WRITE[operation]
+            first_write = FIRST_WRITE[operation].replace("INSERT INTO user_wallets", "UPDATE user_wallets")
             with failing_once(here, first_write, "40001"), meddling(here, "FOR UPDATE", twin):
                 answer = while_it_waits(here, partial(here.send, request), session.commit)
             assert (answer, answer.replayed) == (here.send(request, wallets), True), operation

@@ -15,6 +15,7 @@ from points_platform.core import (
     MAX_POINTS,
     BalanceLimitError,
     Database,
+    DepositConflictError,
     EscrowAlreadyProcessedError,
     EscrowMismatchError,
     EscrowNotFoundError,
@@ -37,6 +38,7 @@ ERRORS: dict[type[WalletError], tuple[str, bool]] = {
     InvalidRequestError: ("invalid_request", False),
     InvalidAuthorizationError: ("invalid_authorization", False),
     IdempotencyConflictError: ("idempotency_conflict", False),
+    DepositConflictError: ("deposit_conflict", False),
     EscrowNotFoundError: ("escrow_not_found", False),
     EscrowAlreadyProcessedError: ("escrow_already_processed", False),
     EscrowMismatchError: ("escrow_mismatch", False),
@@ -171,6 +173,86 @@ def test_a_hold_needs_available_points(
         world.hold(user_id, amount, currency=currency)
 
 
+@pytest.mark.parametrize(
+    ("user_id", "amount", "currency", "available"),
+    [("ana", 71, None, 70), ("ana", MAX_POINTS, None, 70), ("ana", 1, "gems", 0), ("cem", 1, None, 0)],
+    ids=["one too many", "far too many", "another currency", "unknown user"],
+)
+@pytest.mark.parametrize("operation", ["spend", "transfer"])
+def test_what_is_paid_has_to_be_available(
+    world: World, operation: str, user_id: str, amount: int, currency: str | None, available: int
+) -> None:
+    """Neither points in escrow nor anybody else's are."""
+    world.credit(amount=100)
+    world.credit("ben")
+    world.hold(amount=30)
+    with refused(world, InsufficientBalanceError, required=amount, available=available):
+        getattr(world, operation)(user_id, amount, currency=currency)
+
+
+def test_a_transfer_that_does_not_fit_says_nothing_of_what_the_taker_has(limits: World) -> None:
+    world = limits
+    world.credit("ben", MAX_POINTS - 10)
+    with refused(world, InsufficientBalanceError, required=1001, available=1000):
+        world.transfer(amount=1001)
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, amount=11):
+        world.transfer(amount=11)
+    assert world.transfer(amount=10).new_available_balance == 990
+    with pytest.raises(BalanceLimitError) as full:
+        world.transfer(amount=1)
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, amount=1):
+        world.transfer(amount=1, metadata={"again": True})
+    assert str(full.value) == f"the balance cannot take 1 more; the limit is {MAX_POINTS} points"
+
+
+def test_nobody_transfers_to_oneself(world: World) -> None:
+    with refused(world, InvalidRequestError, field="recipient_id", value="ana", expected="another user's id"):
+        world.transfer(recipient_id="ana")
+
+
+def test_a_payment_is_credited_once_whoever_is_named_and_under_whatever_key(world: World) -> None:
+    paid = world.deposit_request(amount=100)
+    reference = {"source": paid.source, "reference": paid.reference}
+    first = world.send(paid)
+    for service in (world.wallets, world.service()):
+        events = len(world.events)
+        again = world.send(replace(paid, idempotency_key=world.key(), metadata={"n": 1}, reason="bonus"), service)
+        assert (again, again.replayed, len(world.events)) == (first, True, events)
+        for change, fields in (
+            ({"user_id": "ben"}, ("user_id",)),
+            ({"amount": 101}, ("amount",)),
+            ({"currency": "gems"}, ("currency",)),
+            ({"currency": "gems", "amount": 1, "user_id": "ben"}, ("user_id", "amount", "currency")),
+            ({"amount": MAX_POINTS}, ("amount",)),
+        ):
+            changes: dict[str, Any] = change
+            other = replace(paid, idempotency_key=world.key(), **changes)
+            with refused(world, DepositConflictError, **reference, fields=fields):
+                world.send(other, service)
+            if "user_id" not in change:
+                differing = tuple(name for name in ("currency", "amount") if name in change)
+                with refused(world, IdempotencyConflictError, key=paid.idempotency_key, fields=differing):
+                    world.send(replace(paid, **changes), service)
+    assert world.wallets.get_user_balance("ana").available == 100
+
+
+def test_a_key_that_was_answered_with_another_deposit_stays_free(world: World) -> None:
+    paid = world.deposit_request(amount=100)
+    world.send(paid)
+    other = replace(paid, idempotency_key="the other key")
+    assert world.send(other).replayed is True
+    assert world.send(replace(other, reference="another payment")).replayed is False
+
+
+def test_a_deposit_that_does_not_fit_claims_nothing(world: World) -> None:
+    world.credit(amount=MAX_POINTS)
+    paid = world.deposit_request(amount=1)
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=1):
+        world.send(paid)
+    world.spend(amount=1)
+    assert world.send(paid).replayed is False
+
+
 def test_a_user_never_has_more_than_the_limit_escrow_included_so_a_refund_always_fits(world: World) -> None:
     world.credit(amount=MAX_POINTS - 1)
     held = world.hold(amount=MAX_POINTS - 1)
@@ -247,9 +329,8 @@ def test_of_several_wrongs_the_first_of_the_table_is_named(limits: World, operat
 
 def test_a_used_key_wins_over_missing_points_and_over_the_limit(limits: World) -> None:
     world = limits
-    hold = world.hold_request(amount=30)
-    credit = world.credit_request(amount=1)
-    for request in (hold, credit):
+    requests = [world.hold_request(amount=30), world.credit_request(amount=1), world.deposit_request(amount=1)]
+    for request in (*requests, world.spend_request(amount=30), world.transfer_request(amount=30)):
         world.send(request)
         other = replace(request, amount=MAX_POINTS)
         for service in (world.wallets, world.service()):
@@ -257,19 +338,28 @@ def test_a_used_key_wins_over_missing_points_and_over_the_limit(limits: World) -
                 world.send(other, service)
 
 
-@pytest.mark.parametrize("operation", ["credit_user", "hold_in_escrow", *(f"{name}_escrow" for name in ENDS)])
+UNAUTHORIZED = {
+    "credit_user": World.credit_request,
+    "hold_in_escrow": World.hold_request,
+    "spend_points": World.spend_request,
+    "transfer_points": World.transfer_request,
+    "deposit_points": World.deposit_request,
+    "open_wallet": World.open_request,
+}
+
+
+@pytest.mark.parametrize("operation", [*UNAUTHORIZED, *(f"{name}_escrow" for name in ENDS)])
 def test_only_the_methods_own_request_is_accepted(world: World, operation: str) -> None:
     method = getattr(world.wallets, operation)
     own = {
-        "credit_user": world.credit_request(),
-        "hold_in_escrow": world.hold_request(),
+        **{name: make(world) for name, make in UNAUTHORIZED.items()},
         **{f"{name}_escrow": end_request(world, name, UNKNOWN) for name in ENDS},
     }
     rows = world.snapshot()
     del own[operation]
     for wrong in (*own.values(), None, {}, "request", vars(world.credit_request())):
         with pytest.raises(InvalidRequestError) as refusal:
-            method(*((wrong,) if operation in {"credit_user", "hold_in_escrow"} else (wrong, None)))
+            method(*((wrong,) if operation in UNAUTHORIZED else (wrong, None)))
         details = refusal.value.details
         assert (details["field"], details["value"]) == ("request", f"a {type(wrong).__name__}"), "its type alone"
     assert world.snapshot() == rows
@@ -291,7 +381,9 @@ def test_nothing_ends_a_hold_without_the_authorization_for_it(world: World, oper
 
 def test_somebody_who_keeps_the_rows_locked_is_reported_as_contention(world: World) -> None:
     world.credit(amount=100)
-    requests = [world.credit_request(), world.hold_request()]
+    world.credit("ben")
+    requests = [world.credit_request(), world.hold_request(), world.spend_request(), world.transfer_request()]
+    requests += [world.deposit_request(), world.open_request()]
     with Database(world.database.engine.url, lock_timeout_ms=1) as impatient, world.database.engine.begin() as other:
         if impatient.is_sqlite:
             event.listen(impatient.engine, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout=1"))
@@ -302,7 +394,7 @@ def test_somebody_who_keeps_the_rows_locked_is_reported_as_contention(world: Wor
                 waiting.send(request)
             assert refusal.value.details == {"attempts": 2}
         assert waiting.events == []
-    assert [world.send(request).replayed for request in requests] == [False, False]
+    assert [world.send(request).replayed for request in requests] == [False] * 6
 
 
 @pytest.mark.parametrize(
@@ -314,6 +406,10 @@ def test_a_database_that_cannot_be_reached_is_no_driver_error(target: str) -> No
         calls: list[Callable[[], object]] = [
             world.credit,
             world.hold,
+            world.spend,
+            world.transfer,
+            world.deposit,
+            world.open,
             lambda: world.settle(UNKNOWN),
             lambda: world.wallets.get_user_balance("ana"),
             lambda: world.wallets.get_model_balance("luna"),

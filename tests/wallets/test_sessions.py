@@ -396,8 +396,8 @@ def test_a_joined_operation_locks_its_rows_before_it_reads_and_leaves_the_commit
     held = shop.hold()
     rows = {
         "escrow_items": {"escrow_id": held.escrow_id},
-        "user_wallets": {"user_id": "ana"},
-        "model_wallets": {"model_id": "luna"},
+        "user_wallets": {"owner_id": "user:ana"},
+        "model_wallets": {"owner_id": "model:luna"},
     }
     while_reading: list[str] = []
     commits: list[object] = []

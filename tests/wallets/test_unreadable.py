@@ -8,8 +8,8 @@ import pytest
 
 from points_platform.core import Database, InvalidRequestError, StorageUnavailableError
 from points_platform.ledger import Sealer
-from points_platform.ledger.log import GENESIS, chained, digest
 from points_platform.ledger.files import export_log
+from points_platform.ledger.log import GENESIS, chained, digest
 from points_platform.wallets.rebuild import restore
 from points_platform.wallets.verify import verify
 from support.statements import execute
@@ -31,7 +31,7 @@ def test_a_time_that_is_none_is_a_finding(played: World) -> None:
     execute(played, f"UPDATE user_wallets SET updated_at = '{time}'")
     found = list(verify(played.database))
     assert {each.kind for each in found} == {"unreadable"}
-    assert {each.ids["check"] for each in found} == {"wallets and escrow items"}
+    assert {each.ids["check"] for each in found} == {"wallets, escrow items and claims"}
 
 
 def test_a_time_that_is_none_is_an_error_of_the_module(sqlite_url: str) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...core.values import Metadata, OptionalCode, Reason
 from ...events.models import WalletEvent
 from ...ledger.accounts import WALLETS, Account, Owner, Touch, kind_of
 from ...ledger.models import LedgerTransaction
@@ -16,9 +15,6 @@ class OpenWalletRequest(Request):
     """Open the wallet of an ``owner``, ``user:ana`` or ``model:luna``, in a currency; one that is there is touched."""
 
     owner: Owner
-    reason: Reason
-    metadata: Metadata = None
-    currency: OptionalCode = None
 
     @property
     def owner_id(self) -> str:
