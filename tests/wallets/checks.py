@@ -448,6 +448,9 @@ def check_audit(world: World, name: str, caplog: pytest.LogCaptureFixture) -> No
             if each.name not in {"metadata", "replayed", "timestamp", "settle_amount", "refund_amount"}:
                 assert told[each.name] == getattr(source, each.name), each.name
     assert told["occurred_at"] == response.timestamp
+    recorded = world.ledger.transaction(response.transaction_id)
+    header = {each: getattr(recorded, each) for each in ("owner_id", "escrow_id", "model_id", "authorization_id")}
+    assert {each: told[each] for each in header} == header
     assert not {"metadata", "metadata_json", "details_json"} & set(told)
     assert "Lisbon" not in "".join(repr(vars(record)) for record in caplog.records)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -11,7 +11,6 @@ import pytest
 from freezegun import freeze_time
 
 from points_platform.core import (
-    Database,
     EscrowAlreadyProcessedError,
     EscrowNotFoundError,
     IdempotencyConflictError,
@@ -20,36 +19,11 @@ from points_platform.core import (
     WalletError,
 )
 from points_platform.wallets import WalletConfig, WalletService
+from support.examples import EXAMPLES
 from support.statements import statements
 from support.world import World
 
-REQUESTS: dict[str, Callable[..., Any]] = {
-    "credit": lambda world, **changes: world.credit_request(amount=100, **changes),
-    "hold": lambda world, **changes: world.hold_request(amount=30, **changes),
-    "settle": lambda world, **changes: world.settle_request(world.hold().escrow_id, **changes),
-    "refund": lambda world, **changes: world.refund_request(world.hold().escrow_id, **changes),
-    "partial_settle": lambda world, **changes: world.partial_settle_request(world.hold().escrow_id, **changes),
-}
-operations = pytest.mark.parametrize("operation", REQUESTS)
-METADATA = {"n": 1, "list": [1, 2]}
-# For each field of any request but the key and its owner: another value.
-OTHER: dict[str, Any] = {
-    "reason": "another_reason",
-    "currency": "gems",
-    "amount": 31,
-    "refund_amount": 9,
-    "settle_amount": 21,
-    "queue_item_id": "queue-2",
-    "feature_type": "dance",
-    "escrow_id": str(uuid4()),
-    "model_id": "nova",
-    "metadata": {"n": 2},
-}
-
-
-def request_for(world: World, operation: str, **changes: Any) -> Any:
-    world.credit(amount=1000)
-    return REQUESTS[operation](world, **changes)
+operations = pytest.mark.parametrize("operation", EXAMPLES)
 
 
 def refusal_of(call: Callable[..., object], *arguments: Any) -> WalletError:
@@ -63,54 +37,6 @@ def nothing_happens(world: World) -> Iterator[None]:
     rows, events = world.snapshot(), list(world.events)
     yield
     assert (world.snapshot(), world.events) == (rows, events)
-
-
-@operations
-def test_the_same_request_gets_the_same_answer_from_wherever_it_is_asked(world: World, operation: str) -> None:
-    request = request_for(world, operation, metadata=METADATA)
-    first = world.send(request)
-    world.credit(amount=7)
-    world.settle(world.hold(amount=1).escrow_id, 1)
-    with nothing_happens(world), Database(world.database.engine.url) as elsewhere:
-        for service in (world.wallets, world.service(), World(elsewhere).wallets):
-            for _ in range(2):
-                answer = world.send(request, service)
-                assert (answer, answer.replayed) == (first, True)
-    assert first.replayed is False
-
-
-@operations
-def test_neither_the_request_id_nor_the_token_makes_another_request(world: World, operation: str) -> None:
-    request = request_for(world, operation)
-    first = world.send(request)
-    again = replace(request, request_id="request-2", currency="points")
-    with nothing_happens(world):
-        for service in (world.wallets, world.service()):
-            answer = world.send(again, service)
-            assert (answer, answer.replayed) == (first, True)
-
-
-@operations
-def test_each_other_field_makes_another_request(world: World, operation: str) -> None:
-    request = request_for(world, operation, metadata=METADATA)
-    world.send(request)
-    changeable = {f.name for f in fields(request)} - {"request_id", "idempotency_key", "user_id"}
-    with nothing_happens(world):
-        for name in sorted(changeable):
-            other = replace(request, **{name: OTHER[name]})
-            for service in (world.wallets, world.service()):
-                error = refusal_of(world.send, other, service)
-                assert type(error) is IdempotencyConflictError
-                assert error.details == {"key": request.idempotency_key, "fields": (name,)}
-
-
-@operations
-def test_all_differences_are_named_at_once(world: World, operation: str) -> None:
-    request = request_for(world, operation)
-    world.send(request)
-    names = [f.name for f in fields(request) if f.name in OTHER]
-    error = refusal_of(world.send, replace(request, **{name: OTHER[name] for name in names}))
-    assert error.details == {"key": request.idempotency_key, "fields": tuple(names)}
 
 
 UNEQUAL: list[tuple[Any, Any]] = [
@@ -146,7 +72,7 @@ def test_the_order_of_metadata_keys_is_no_difference(world: World) -> None:
 @pytest.mark.parametrize("operation", ["credit", "hold"])
 def test_the_default_currency_is_resolved_before_the_comparison(world: World, operation: str) -> None:
     world.credit(amount=1000, currency="gems")
-    request = request_for(world, operation)
+    request = EXAMPLES[operation](world)
     first = world.send(request)
     gems = world.service(config=WalletConfig(default_currency="gems"))
     with nothing_happens(world):
@@ -168,18 +94,6 @@ def test_the_currency_left_open_is_the_holds_in_a_repetition_too(world: World, o
             assert world.send(request, service) == first
             error = refusal_of(world.send, replace(request, currency="points"), service)
             assert error.details == {"key": request.idempotency_key, "fields": ("currency",)}
-
-
-def test_one_key_stands_for_one_thing_per_user_and_operation(world: World) -> None:
-    for user_id in ("ana", "ben"):
-        mine: dict[str, Any] = {"user_id": user_id, "idempotency_key": "the-same"}
-        answers: list[Any] = [world.credit(**mine), world.hold(**mine)]
-        held = [world.hold(user_id, amount=10).escrow_id for _ in range(2)]
-        answers.append(world.settle(answers[1].escrow_id, **mine))
-        answers.append(world.refund(held[0], 10, **mine))
-        answers.append(world.partial_settle(held[1], 4, 6, **mine))
-        assert [answer.replayed for answer in answers] == [False] * 5
-    assert len(world.snapshot()["ledger_transactions"]) == 14
 
 
 def test_keys_are_compared_by_every_character(world: World) -> None:
@@ -212,7 +126,7 @@ def test_a_key_that_was_refused_may_be_used_for_another_request(world: World) ->
 
 
 def test_another_key_for_what_was_done_is_no_repetition(world: World) -> None:
-    request = request_for(world, "settle")
+    request = EXAMPLES["settle"](world)
     world.send(request)
     with nothing_happens(world):
         error = refusal_of(world.send, replace(request, idempotency_key="another"))
@@ -222,7 +136,7 @@ def test_another_key_for_what_was_done_is_no_repetition(world: World) -> None:
 @pytest.mark.parametrize("operation", ["settle", "refund", "partial_settle"])
 def test_a_repetition_needs_a_valid_authorization_too(world: World, operation: str) -> None:
     with freeze_time("2026-03-01 12:00:00") as clock:
-        request = request_for(world, operation)
+        request = EXAMPLES[operation](world)
         authorization = world.authorize(request)
         first = world.send(request, authorization=authorization)
         assert world.send(request, authorization=authorization) == first
@@ -248,7 +162,7 @@ def test_the_cache_saves_the_read_until_its_time_is_over_and_the_ledger_answers_
 ) -> None:
     wallets = world.service(config=WalletConfig(idempotency_cache_ttl_s=60))
     with freeze_time("2026-03-01 12:00:00") as clock:
-        request = request_for(world, operation)
+        request = EXAMPLES[operation](world)
         first = world.send(request, wallets)
         clock.tick(59)
         with nothing_happens(world):
