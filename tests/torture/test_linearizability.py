@@ -1133,7 +1133,9 @@ class Recorder:
         self.record([("user_balance", {"user_id": user_id})], lambda: [self.world.wallets.get_user_balance(user_id)])
 
     def batch(self) -> None:
-        parts = [("hold", self.world.hold_request(user_id, 20)) for user_id in ("ana", "ben", "ana")]
+        parts: list[tuple[str, Any]] = [
+            ("hold", self.world.hold_request(user_id, 20)) for user_id in ("ana", "ben", "ana")
+        ]
         self.record(parts, lambda: self.world.wallets.hold_many([sent for _, sent in parts]))
         pairs = [("ana", "ben"), ("ben", "ana")]
         parts = [("transfer", self.world.transfer_request(payer, 10, recipient_id=taker)) for payer, taker in pairs]
