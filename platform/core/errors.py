@@ -81,10 +81,10 @@ class SchemaVersionError(WalletError):
 
 
 class LedgerDamagedError(WalletError):
-    """The log names a transaction that the ledger does not have. ``details``: position."""
+    """Something rests on a transaction that is not in the ledger. ``details``: what; position, where it is the log."""
 
     code = "ledger_damaged"
-    template = "position {position} of the log has lost its transaction; verify the database"
+    template = "{what} has lost its transaction; verify the database"
 
 
 class _Repr(reprlib.Repr):

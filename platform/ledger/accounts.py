@@ -236,7 +236,7 @@ def _place(account: Account, owner_id: str, model_id: str | None) -> tuple[str, 
     """The account's ``Place``."""
     account_id, bucket = account
     kind, _, name = account_id.partition(":")
-    if bucket not in WALLETS.get(kind, ()):
+    if not name or bucket not in WALLETS.get(kind, ()):
         return account  # of the platform, or of nobody
     if account_id == owner_id:
         return "own", bucket

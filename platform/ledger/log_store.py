@@ -285,7 +285,7 @@ def _log_rows(connection: Connection, which: ColumnElement[bool]) -> LogRows:
 def _entries(log_rows: LogRows, first: int) -> Iterator[LogEntry]:
     for expected, ((position, hash_, _), rows) in enumerate(log_rows, first):
         if position != expected or rows[0]._mapping[ENTRIES.c.account_id] is None:
-            raise LedgerDamagedError(position=expected)
+            raise LedgerDamagedError(what=f"position {expected} of the log", position=expected)
         yield LogEntry(position=position, hash=hash_, transaction=collect(rows))
 
 

@@ -71,7 +71,7 @@ def _named(operations: Iterable[str]) -> str:
 
 
 def _is_a(kind: str) -> str:
-    return f"substr(e.account_id, 1, {len(kind) + 1}) = '{kind}:'"
+    return f"substr(e.account_id, 1, {len(kind) + 1}) = '{kind}:' AND e.account_id <> '{kind}:'"
 
 
 # What an entry is in its transaction (``accounts.Place``, and the sign of its amount), as text.

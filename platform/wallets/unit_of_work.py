@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Table
 
+from ..core.errors import LedgerDamagedError
 from ..ledger.accounts import WALLETS, Bucket, kind_of
 from ..ledger.models import LedgerTransaction, TransactionDraft, WalletState
 from ..ledger.posting import post
@@ -72,7 +73,7 @@ class UnitOfWork:
             if (refusal := need.refusal(state)) is not None:
                 raise refusal
             if (transaction_id := need.answered_by(state)) is not None:
-                return self.by_id[transaction_id]
+                return self._answer(transaction_id)
         # ── after this line the operation succeeds, or is tried again whole ──
         told = self._told(decision) | {"currency": state.currency}
         for row in decision.rows:
@@ -86,6 +87,12 @@ class UnitOfWork:
         self.recorded[draft.owner_id, draft.operation, draft.idempotency_key] = transaction
         self.by_id[draft.transaction_id] = transaction
         return transaction
+
+    def _answer(self, transaction_id: str) -> LedgerTransaction:
+        answer = self.by_id.get(transaction_id)
+        if answer is None:
+            raise LedgerDamagedError(what=f"a row that names {transaction_id}")
+        return answer
 
     def _told(self, decision: Decision) -> dict[str, Any]:
         """What rows that are there tell of the transaction."""

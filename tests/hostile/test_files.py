@@ -17,8 +17,8 @@ import pytest
 from points_platform.cli.main import main
 from points_platform.core import Database, InvalidRequestError, WalletError
 from points_platform.ledger import LogHead
-from points_platform.ledger.log import chained, digest
 from points_platform.ledger.files import _transaction, export_log
+from points_platform.ledger.log import chained, digest
 from points_platform.wallets.rebuild import restore
 from points_platform.wallets.verify import verify
 from support.databases import SQLiteDatabases

@@ -9,8 +9,8 @@ from points_platform.cli.main import main
 from points_platform.core import Database, InvalidRequestError
 from points_platform.core.values import encode_cursor
 from points_platform.wallets import EscrowHoldRequest, UserCreditRequest
-from points_platform.wallets.verify import verify
 from points_platform.wallets.facts import request_of
+from points_platform.wallets.verify import verify
 from support.world import World
 
 PAYLOADS = [
