@@ -170,7 +170,7 @@ def statements_of(world: World, *requests: Any) -> list[Statement]:
 def test_a_decision_is_made_of_the_request_alone(here: World) -> None:
     """So it can be made before anything is read, and once for all attempts."""
     for operation, request in one_of_each(here):
-        occasion = Occasion(made_id="made-1", at=NOON, currency="points")
+        occasion = Occasion(made_id="made-1", currency="points")
         decide = BY_REQUEST[type(request)].decide
         with before_each_statement(lambda: pytest.fail("a statement was sent")):
             assert decide(request, occasion) == decide(replace(request), occasion), operation
