@@ -19,6 +19,7 @@ import pytest
 
 from points_platform import cli, core, events, ledger, queue, wallets
 from points_platform.core import errors, refusals
+from points_platform.ledger.accounts import CHART
 from points_platform.wallets.operations import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -242,19 +243,13 @@ NAMING = {
 }
 OWN_FILES = {f"wallets/operations/{operation.name}.py": operation for operation in OPERATIONS}
 # The words that are an operation's: its name, its event's type, the names of its file's classes and values.
-WORDS = {operation.name for operation in OPERATIONS} | {
-    field.default
-    for operation in OPERATIONS
-    for field in dataclasses.fields(operation.event)
-    if field.name == "event_type"
-}
+WORDS = {word for operation in OPERATIONS for word in (operation.name, CHART[operation.name].announced)}
 DECLARED = {
-    node.name if isinstance(node, ast.ClassDef) else target.id
+    declared
     for module in OWN_FILES
     for node in TREES[module].body
     if isinstance(node, ast.ClassDef | ast.Assign)
-    for target in (node.targets if isinstance(node, ast.Assign) else [None])  # type: ignore[list-item]
-    if target is None or isinstance(target, ast.Name)
+    for declared in ([node.name] if isinstance(node, ast.ClassDef) else map(ast.unparse, node.targets))
 }
 
 
@@ -299,10 +294,7 @@ def test_nothing_names_an_operation_but_its_file_the_chart_the_list_and_the_publ
 
 
 def test_an_operation_does_not_name_another_one() -> None:
-    own: dict[str, set[str]] = {
-        module: {operation.name, operation.event.__dataclass_fields__["event_type"].default}  # type: ignore[attr-defined]
-        for module, operation in OWN_FILES.items()
-    }
+    own = {module: {operation.name, CHART[operation.name].announced} for module, operation in OWN_FILES.items()}
     others = [
         f"{module}:{node.lineno} says {node.value!r}"
         for module, mine in own.items()

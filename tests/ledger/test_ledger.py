@@ -382,7 +382,7 @@ def test_an_illegal_move_is_never_recorded(sqlite_url: str, operation: str, move
     with Database(sqlite_url) as database:
         world = World(database)
         state = WalletState(balances=dict.fromkeys(Bucket, 5), version=1, posted_at=NOON)
-        wallets = {account.account_id: state for account in net(moves)}
+        wallets = dict.fromkeys(net(moves).wallets, state)
         with rows_stay(world), database.engine.begin() as connection, pytest.raises(ValueError, match="must not"):
             LedgerService(database).record(connection, [post(draft(operation, *moves, model_id="luna"), wallets)])
 
@@ -401,14 +401,13 @@ def test_a_movement_without_its_wallet_is_never_recorded(sqlite_url: str) -> Non
 
 
 def test_movements_between_the_same_accounts_add_up() -> None:
-    assert net([Movement(ISSUER, ANA, 2), Movement(ISSUER, ANA, 3), Movement(ANA, escrow("ana"), 1)]) == {
-        ISSUER: -5,
-        ANA: 4,
-        escrow("ana"): 1,
-    }
-    assert net([]) == {}
-    assert net([Touch(ANA)]) == {ANA: 0}
-    assert net([Touch(ANA), Movement(ISSUER, ANA, 2), Touch(LUNA)]) == {ANA: 2, ISSUER: -2, LUNA: 0}
+    several = [Movement(ISSUER, ANA, 2), Movement(ISSUER, ANA, 3), Movement(ANA, escrow("ana"), 1)]
+    assert net(several) == ({"user:ana": {Bucket.AVAILABLE: 4, Bucket.ESCROW: 1}}, {ISSUER: -5})
+    assert net([]) == ({}, {})
+    assert net([Touch(ANA)]) == ({"user:ana": {Bucket.AVAILABLE: 0}}, {})
+    touched = net([Touch(ANA), Movement(ISSUER, ANA, 2), Touch(LUNA), Movement(ANA, REVENUE, 1)])
+    wallets = {"user:ana": {Bucket.AVAILABLE: 1}, "model:luna": {Bucket.EARNED: 0}}
+    assert touched == (wallets, {ISSUER: -2, REVENUE: 1})
 
 
 def test_a_recorded_transaction_is_read_as_it_was_written(url: str) -> None:

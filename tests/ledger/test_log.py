@@ -280,7 +280,7 @@ def test_a_digest_holds_whatever_text_the_columns_hold(unaudited: World) -> None
     world = unaudited
     with world.database.engine.begin() as connection:
         for number, raw in enumerate([CONTROLS[1:], *TEXTS, "", " ", "x" * 20_000]):
-            texts = {"metadata_json": raw, "details_json": raw if number % 2 else None}
+            texts: dict[str, Any] = {"metadata_json": raw, "details_json": raw if number % 2 else None}
             _record(connection, world, f"user-{number}", **texts, request_id=raw[:128])
     assert world.ledger.seal().waiting == 0
     check_complete(world)

@@ -276,7 +276,7 @@ class Rows:
         self._connection = connection
         connection.execute("BEGIN")
         for name in ("user_wallets", "model_wallets", "escrow_items"):
-            connection.execute(f"CREATE TEMP TABLE any_{name} (LIKE {name} INCLUDING DEFAULTS)")  # type: ignore[arg-type]
+            connection.execute(f"CREATE TEMP TABLE any_{name} (LIKE {name} INCLUDING DEFAULTS)")
 
     def holds(self, guard: Guard, table: str, row: dict[str, Any]) -> bool:
         """Whether the guard holds on the row, by PostgreSQL's own judgement."""
@@ -285,11 +285,11 @@ class Rows:
             sql.SQL(", ").join(map(sql.Identifier, row)),
             sql.SQL(", ").join(map(sql.Placeholder, row)),
         )
-        self._connection.execute(f"DELETE FROM any_{table}")  # type: ignore[arg-type]
+        self._connection.execute(f"DELETE FROM any_{table}")
         self._connection.execute(insert, row)
         condition = guard.condition.format(row="r", **{name: f"%({name})s" for name in guard.values})
         found = self._connection.execute(
-            f"SELECT FROM any_{table} r WHERE {condition}",  # type: ignore[arg-type]
+            f"SELECT FROM any_{table} r WHERE {condition}",
             guard.values,
         ).fetchone()
         return found is not None
