@@ -687,7 +687,7 @@ def test_a_reader_never_passes_a_place_where_something_is_missing(unaudited: Wor
         seen: list[int] = []
         with pytest.raises(LedgerDamagedError) as error:
             read_to_the_end(world, limit, seen)
-        assert error.value.details == {"position": 3}
+        assert error.value.details == {"what": "position 3 of the log", "position": 3}
         assert seen == list(range(1, len(seen) + 1))
         assert len(seen) <= 2
     assert world.ledger.read_log(5, 2)[0].position == 6
