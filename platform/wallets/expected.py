@@ -95,7 +95,7 @@ def _sum(bucket: Bucket) -> ColumnElement[int]:
 
 def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
     """The rows of the escrow items as the holds, and what ended them, give them."""
-    hold, end = TRANSACTIONS.alias("hold"), TRANSACTIONS.alias("ended_by")
+    hold, end = TRANSACTIONS.alias("began"), TRANSACTIONS.alias("ended")
     held, to_model, to_user = ENTRIES.alias("held"), ENTRIES.alias("to_model"), ENTRIES.alias("to_user")
     ended = and_(
         end.c.escrow_id == hold.c.escrow_id,
