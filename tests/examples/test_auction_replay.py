@@ -102,7 +102,7 @@ def test_earnings_are_final_prices_and_a_second_run_moves_nothing(
         "earnings 430, final prices 2,419, difference -1,989",
         "auction anomaly (vase) has earned 10 for a final price of 1,999: the price is above every bid in the record",
         "the books balance (points): entries sum to 0; held escrow 0 = 0 escrow balances; "
-        "wallets and ledger: available 559 = 559, escrow 0 = 0, earned 430 = 430",
+        "wallets and ledger: available 559 = 559, escrow 0 = 0, earned 430 = 430, paying 0 = 0",
     ]
     assert {model: world.wallets.get_model_balance(model).earned for model in ("full", "split", "anomaly")} == {
         "full": 300,
@@ -271,7 +271,7 @@ def test_an_anomalous_price_does_not_excuse_other_earnings(replay: Replay, world
 def test_books_that_do_not_balance_fail(replay: Replay, sqlite_url: str) -> None:
     assert replay(RECORD, "--database", sqlite_url).status == 0
     with Database(sqlite_url) as database, database.engine.begin() as connection:
-        connection.execute(text("UPDATE user_wallets SET available = available + 1 WHERE user_id = 'ana'"))
+        connection.execute(text("UPDATE user_wallets SET available = available + 1 WHERE owner_id = 'user:ana'"))
     outcome = replay(RECORD, "--database", sqlite_url)
     assert (outcome.status, outcome.err) == (1, "")
     assert "THE BOOKS DO NOT BALANCE (points)" in outcome.out
