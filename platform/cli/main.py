@@ -18,7 +18,7 @@ from ..ledger import Account, LedgerService, StatementLine
 from ..ledger.accounts import WALLETS, Bucket
 from ..queue import AuthorizationVerifier
 from ..wallets import EscrowStatus, WalletService
-from . import tables
+from . import keys, tables
 from .databases import FORMS, VARIABLE, DatabaseOption, existing_database, prepared_database
 from .demo import evening
 from .ledger import commands
@@ -38,6 +38,7 @@ app = typer.Typer(
 
 
 app.add_typer(commands)
+app.add_typer(keys.commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

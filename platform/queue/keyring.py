@@ -2,12 +2,12 @@
 
 import logging
 import os
-import time
 from base64 import b16encode, b64encode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Lock
+from time import monotonic
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -96,7 +96,7 @@ class KeyRing:
         missed_at = self._missed_at
         if self._file is not None and (missed_at is None or _is_over(AFTER_A_MISS, missed_at)):
             self._read_again(self._read_at, patience=PATIENCE_S)
-            self._missed_at = time.monotonic()
+            self._missed_at = monotonic()
         return self._set
 
     def replace(self, keys: Keys, own: AuthorizationKey | None = None) -> None:
@@ -110,7 +110,7 @@ class KeyRing:
                 file, content = None, None
                 self._set = _set_of(_given(keys, own), own)
             self._file, self._content, self._complaint = file, content, ""
-            self._read_at, self._missed_at = time.monotonic(), None
+            self._read_at, self._missed_at = monotonic(), None
 
     def _read_again(self, seen: float, patience: float) -> None:
         if not self._lock.acquire(timeout=patience):
@@ -134,7 +134,7 @@ class KeyRing:
                 log.warning("the keys of before stay, since %s cannot be used: %s", shown_place(file.path), error)
             self._complaint = str(error)
         finally:
-            self._read_at = time.monotonic()
+            self._read_at = monotonic()
 
 
 def one_key(key: AuthorizationKey | KeyMaterial) -> AuthorizationKey:
@@ -144,7 +144,7 @@ def one_key(key: AuthorizationKey | KeyMaterial) -> AuthorizationKey:
 
 def _is_over(pause: timedelta, since: float) -> bool:
     # A clock that was frozen by somebody's test may stand anywhere, and must not put the next look off for years.
-    return not 0 <= time.monotonic() - since < pause.total_seconds()
+    return not 0 <= monotonic() - since < pause.total_seconds()
 
 
 def _content(file: KeyFile) -> bytes:

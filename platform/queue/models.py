@@ -213,11 +213,14 @@ def _pem_key(block: bytes, label: bytes) -> Any:
 def _halves(material: object) -> tuple[str, Any, Any]:
     """Algorithm, signing half (or ``None``) and verifying half."""
     if isinstance(material, bytes):
+        if material.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")) and b'"kty"' in material:
+            # Also where it is cut off: what is left of a public key is as well known.
+            raise _refused(
+                "JSON of a key", "AuthorizationKey.from_jwk(text) for a JWK, and a JWKS for the verifier itself"
+            )
         try:
             HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(material)
         except InvalidKeyError:
-            if material.lstrip().startswith((b"{", b"[")):
-                raise _refused("JSON of a key", "AuthorizationKey.from_jwk(text) for a JWK") from None
             # Everybody may know a public key, so whoever took one for a secret would accept anybody's tokens.
             raise _refused("an asymmetric key in a form that is not read") from None
         return "HS256", material, material
