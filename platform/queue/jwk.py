@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from ..core.values import plain_string
+
 PrivateKey = Ed25519PrivateKey | EllipticCurvePrivateKey
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
 Jwk = Mapping[str, Any]
@@ -57,6 +59,7 @@ def material_of(jwk: Jwk) -> bytes | PrivateKey | PublicKey:
         raise ValueError("what is no JSON object")
     if is_document(jwk):
         raise ValueError("a JWKS, which a verifier takes as it is")
+    jwk = _plain_members(jwk)
     if not _signs(jwk):
         raise ValueError("a JWK that is not for signatures")
     if (names := _algorithms(jwk)) is None:
@@ -83,7 +86,8 @@ def public_keys(document: object) -> list[Jwk]:
         raise ValueError("a JWKS with a key that is no object")
     if any(PRIVATE_MEMBERS & entry.keys() for entry in entries):
         raise ValueError("a JWKS with a private or a secret key in it")
-    return [entry for entry in entries if _signs(entry) and _algorithms(entry) is not None]
+    read = [(entry, _plain_members(entry)) for entry in entries]
+    return [entry for entry, plain in read if _signs(plain) and _algorithms(plain) is not None]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -91,6 +95,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) < len(pairs):
         raise ValueError
     return members
+
+
+def _plain_members(jwk: Jwk) -> dict[str, Any]:
+    """Texts and lists of texts by their characters; anything else stands in no member that is looked at."""
+    return {
+        name: [plain_string(each) for each in value] if isinstance(value, list) else plain_string(value)
+        for name, value in jwk.items()
+    }
 
 
 def _signs(jwk: Jwk) -> bool:
@@ -125,8 +137,8 @@ def _p256(jwk: Jwk) -> tuple[EllipticCurvePublicKey, EllipticCurvePrivateKey | N
 
 def _bytes(jwk: Jwk, name: str, length: int | None = None) -> bytes:
     """What a member says in base64url without padding; only in the one text that these bytes have."""
-    text = jwk.get(name)
-    if isinstance(text, str) and BASE64URL.fullmatch(text) and len(text) % 4 != 1:
+    text = plain_string(jwk.get(name))
+    if text is not None and BASE64URL.fullmatch(text) and len(text) % 4 != 1:
         value = urlsafe_b64decode(text + "=" * (-len(text) % 4))
         if urlsafe_b64encode(value).rstrip(b"=") == text.encode() and len(value) == (length or len(value)):
             return value

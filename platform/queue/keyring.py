@@ -3,7 +3,7 @@
 import logging
 import os
 from base64 import b16encode, b64encode, urlsafe_b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Lock
@@ -101,14 +101,13 @@ class KeyRing:
 
     def replace(self, keys: Keys, own: AuthorizationKey | None = None) -> None:
         """Exchange the keys, and the own one too if there is another; what is refused changes nothing."""
+        file = keys if isinstance(keys, KeyFile) else None
+        given, published = ((), True) if file is not None else _given(keys)  # not in the lock: it may be any iterator
         with self._lock:
             own = own or self._set.own
-            if isinstance(keys, KeyFile):
-                file, content = keys, _content(keys)
-                self._set = _set_of(_others(keys_of_file(content), own), own)
-            else:
-                file, content = None, None
-                self._set = _set_of(_given(keys, own), own)
+            content = None if file is None else _content(file)
+            accepted = given if content is None else keys_of_file(content)
+            self._set = _set_of(_others(accepted, own) if published else accepted, own)
             self._file, self._content, self._complaint = file, content, ""
             self._read_at, self._missed_at = monotonic(), None
 
@@ -148,19 +147,21 @@ def _is_over(pause: timedelta, since: float) -> bool:
 
 
 def _content(file: KeyFile) -> bytes:
+    path = plain_string(file.path) or file.path
     # Whoever opens a pipe waits for its other end.
-    if isinstance(file.path, str | os.PathLike) and os.path.exists(file.path) and not os.path.isfile(file.path):
-        raise InvalidRequestError(field="key", value=shown_place(file.path), expected="the path of a regular file")
-    return read_key_file(file.path)
+    if isinstance(path, str | os.PathLike) and os.path.exists(path) and not os.path.isfile(path):
+        raise InvalidRequestError(field="key", value=shown_place(path), expected="the path of a regular file")
+    return read_key_file(path)
 
 
-def _given(keys: Any, own: AuthorizationKey | None) -> Iterable[AuthorizationKey]:
+def _given(keys: Any) -> tuple[Sequence[AuthorizationKey], bool]:
+    """The keys, and whether they are a published document's."""
     if (document := _document(keys)) is not None:
-        return _others(keys_of_document(document), own)
+        return keys_of_document(document), True
     if isinstance(keys, Mapping):
         raise InvalidRequestError(field="keys", value="a mapping that is no JWKS", expected="keys, or a JWKS document")
     one = isinstance(keys, AuthorizationKey | KeyMaterial | os.PathLike) or not isinstance(keys, Iterable)
-    return map(one_key, [keys] if one else keys)
+    return [one_key(key) for key in ([keys] if one else keys)], False
 
 
 def _others(published: Iterable[AuthorizationKey], own: AuthorizationKey | None) -> Iterator[AuthorizationKey]:

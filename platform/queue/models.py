@@ -33,6 +33,7 @@ SAY_FILE = (
 MAX_FILE_BYTES = 1 << 20
 BEGIN = b"-----BEGIN"
 PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+PEM_REST = re.compile(rb"^\s*-|-----BEGIN", re.MULTILINE)  # a block that was cut off, or is still being written
 PEM_PARAMETERS = b"EC PARAMETERS"  # what some releases of OpenSSL write before a private key
 KeyMaterial = str | bytes | PrivateKey | PublicKey
 
@@ -157,6 +158,7 @@ def read_key_file(path: str | os.PathLike[str]) -> bytes:
     """The content of a file of keys, of at most 1 MiB. Raises ``InvalidRequestError``."""
     if not isinstance(path, str | os.PathLike):
         raise _refused(f"a {type(path).__name__}", "the path of a file with a key")
+    path = plain_string(path) or path
     shown = shown_place(path)
     try:
         with open(path, "rb") as file:
@@ -196,9 +198,7 @@ def _pem_keys(material: object) -> list[PrivateKey | PublicKey]:
     """The keys of PEM texts, at least one, of which each is whole."""
     content = _text(material, "a PEM text")
     blocks = [found for found in PEM_BLOCK.finditer(content) if found[1] != PEM_PARAMETERS]
-    parameters = content.count(BEGIN + b" " + PEM_PARAMETERS)
-    # A block without an end is one that is still being written, or was cut off.
-    if not blocks or len(blocks) + parameters != content.count(BEGIN):
+    if not blocks or PEM_REST.search(PEM_BLOCK.sub(b"", content)):
         raise _refused("a PEM text that cannot be read")
     return [_pem_key(found[0], found[1]) for found in blocks]
 

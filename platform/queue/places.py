@@ -3,6 +3,8 @@
 import os
 import re
 
+from ..core.values import plain_string
+
 MOST = 4096  # characters: no system has longer paths
 # What shells, files of settings and editors leave around a text.
 AROUND = " \t\r\n\v\f\0'\"\ufeff\u00a0\u200b"
@@ -32,8 +34,12 @@ def is_place(text: str) -> bool:
 
 def shown_place(place: object) -> str:
     """A path for a message; what has not its form may be a secret in the wrong place, and is not shown."""
-    text = str(place)
-    return text if len(text) <= MOST and text.isprintable() and is_place(text) else "what is no path"
+    text = plain_string(place) if isinstance(place, str) else os.fspath(place) if isinstance(place, os.PathLike) else ""
+    return (
+        text
+        if isinstance(text, str) and len(text) <= MOST and text.isprintable() and is_place(text)
+        else "what is no path"
+    )
 
 
 def _is_there(text: str) -> bool:

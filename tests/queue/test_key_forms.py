@@ -5,6 +5,7 @@ import re
 import secrets
 from base64 import b64encode, urlsafe_b64decode
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ ED25519 = Ed25519PrivateKey.generate()
 P256 = ec.generate_private_key(ec.SECP256R1())
 OTHER = Ed25519PrivateKey.generate()
 SECRET = b"the secret that the tests sign with, 2026"
+PRIVATE_PEM = private_pem(ED25519)
 PAIRS = pytest.mark.parametrize("private", [ED25519, P256], ids=["EdDSA", "ES256"])
 ACTION: dict[str, Any] = {
     "queue_item_id": "queue-1",
@@ -365,10 +367,7 @@ def test_what_is_no_path_is_refused(path: Any) -> None:
 
 
 def test_a_key_that_was_taken_for_a_path_is_not_shown() -> None:
-    shown = [
-        refusal(lambda given=given: AuthorizationKey.from_file(given))
-        for given in (SECRET.decode(), private_pem(ED25519).decode())
-    ]  # type: ignore[misc]
+    shown = [refusal(partial(AuthorizationKey.from_file, given)) for given in (SECRET.decode(), PRIVATE_PEM.decode())]
     shown += [refusal(lambda: AuthorizationVerifier(KeyFile(SECRET.decode()))), repr(KeyFile(SECRET.decode()))]
     assert not any("tests sign with" in text or "PRIVATE" in text for text in shown)
 
