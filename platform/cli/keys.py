@@ -28,7 +28,7 @@ OWN, EVERYBODY = 0o600, 0o644
 NAME_WIDTH = 17
 
 commands = typer.Typer()
-token = typer.Typer(help="What a token of the queue says.", no_args_is_help=True)
+token = typer.Typer(help="What a token of the queue says.")
 commands.add_typer(token, name="token")
 
 
@@ -85,7 +85,8 @@ def show(
     header, claims = _opened(read)
     verdicts = [verdict for path in key or () for verdict in _verdicts(read, path, issuer, audience)]
     if as_json:
-        typer.echo(json.dumps({"header": header, "claims": claims, "keys": verdicts}))
+        times = {name: time.isoformat() for name in TIMES if (time := _time(claims, name)) is not None}
+        typer.echo(json.dumps({"header": header, "claims": claims, "times": times, "keys": verdicts}))
     else:
         _print(header, claims, verdicts)
     if key and not any(verdict["accepts"] for verdict in verdicts):
