@@ -19,8 +19,6 @@ LOST = {"08000", "08001", "08003", "08004", "08006", "08007", "57P01", "57P02", 
 # SQLite: busy and locked (primary codes), and violations of a unique index or primary key (extended codes).
 SQLITE_CONFLICTS = {5, 6}
 SQLITE_UNIQUE_VIOLATIONS = {1555, 2067}
-# Two create_schema() at once: duplicate table, object, function, or a row of the catalogue.
-SCHEMA_RACES = {"42P07", "42710", "42723", "XX000"}
 
 
 class Stale(Exception):  # noqa: N818 - a state of affairs, not a mistake
@@ -79,11 +77,6 @@ def is_unique_violation(error: Exception) -> bool:
 def is_miss(error: Exception) -> bool:
     """Whether a single statement found something else than it was made for: a read will tell what."""
     return is_unique_violation(error) or _code(error) == DIVISION_BY_ZERO
-
-
-def is_schema_race(error: Exception) -> bool:
-    """Whether somebody else has created the same table, index or function at the same time."""
-    return _is_conflict(error) or _code(error) in SCHEMA_RACES
 
 
 def is_lost(error: Exception) -> bool:
