@@ -478,3 +478,19 @@ def test_the_file_shows_its_path_and_its_pause() -> None:
     assert repr(KeyFile("/run/secrets/queue.jwks")) == (
         "KeyFile('/run/secrets/queue.jwks', check_every=datetime.timedelta(seconds=10))"
     )
+
+
+def test_a_file_that_has_not_changed_is_not_taken_for_a_new_one(
+    file: Path, clock: Clock, readings: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was proven before goes on to be known, and nothing is told of it."""
+    caplog.set_level(logging.INFO, logger="points_platform.queue")
+    verifier = AuthorizationVerifier(KeyFile(file))
+    before = verifier._ring.current()
+    for looks in range(2, 5):
+        put(file, jwks(OLD))
+        clock.tick(timedelta(seconds=10))
+        assert verdict(verifier, OLD) == "ok"
+        assert len(readings) == looks
+    assert verifier._ring.current() is before
+    assert caplog.records == []
