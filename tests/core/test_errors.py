@@ -46,7 +46,7 @@ TABLE: list[tuple[type[WalletError], str, bool, dict[str, Any]]] = [
     (BalanceLimitError, "balance_limit", False, {"limit": 2**53 - 1, "balance": 2**53 - 1, "amount": 1}),
     (OptimisticLockError, "optimistic_lock", True, {"attempts": 4}),
     (StorageUnavailableError, "storage_unavailable", True, {"cause": "08006"}),
-    (SchemaVersionError, "schema_version", False, {"found": None, "expected": 1}),
+    (SchemaVersionError, "schema_version", False, {"found": None, "expected": "0001"}),
     (LedgerDamagedError, "ledger_damaged", False, {"what": "position 7 of the log", "position": 7}),
 ]
 EVERY_ERROR = pytest.mark.parametrize(
