@@ -33,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Users' points, what waits in escrow, and what creators have earned.",
-    epilog=f"Every command on a database takes --database URL after its name, or {VARIABLE} from the environment: {FORMS}.",
+    epilog=f"A command on a database takes --database URL after its name, or {VARIABLE} of the environment: {FORMS}.",
 )
 
 
