@@ -18,7 +18,7 @@ from ..ledger import Account, LedgerService, StatementLine
 from ..ledger.accounts import WALLETS, Bucket
 from ..queue import AuthorizationVerifier
 from ..wallets import EscrowStatus, WalletService
-from . import tables
+from . import keys, tables
 from .databases import FORMS, VARIABLE, DatabaseOption, existing_database, prepared_database
 from .demo import evening
 from .ledger import commands
@@ -33,11 +33,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Users' points, what waits in escrow, and what creators have earned.",
-    epilog=f"Every command takes --database URL after its name, or {VARIABLE} from the environment: {FORMS}.",
+    epilog=f"A command on a database takes --database URL after its name, or {VARIABLE} of the environment: {FORMS}.",
 )
 
 
 app.add_typer(commands)
+app.add_typer(keys.commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,8 @@ It stands at the bottom of the house, since whoever calls anything above may hav
 a class here and its name in ``__all__``.
 """
 
+from typing import Any
+
 from .errors import WalletError
 
 __all__ = [
@@ -18,8 +20,24 @@ __all__ = [
 ]
 
 
+# What helps where a new authorization for the action alone would not, or is only half of it.
+AUTHORIZATION_ADVICE = {
+    "unknown_key": "give the verifier the key of that kid, or let the queue sign with a key that the verifier has",
+    "expired": (
+        "let the queue sign a fresh one for the same action and send the same request with it, under the same "
+        "idempotency key"
+    ),
+    "not_yet_valid": "compare the clocks of the queue and of the wallets; the leeway is what they may differ by",
+    "issuer": "queue and wallets must be given the same issuer",
+    "audience": "queue and wallets must be given the same audience",
+    "envelope_mismatch": "take the envelope as the queue made it, or from the token by from_token()",
+}
+
+
 class InvalidAuthorizationError(WalletError):
-    """The token does not permit exactly this action. ``details``: cause, and claim where one is meant.
+    """The token does not permit exactly this action.
+
+    ``details``: cause, claim where one is meant, and for ``unknown_key`` the kid that the token names, if it names one.
 
     Causes: ``missing``, ``malformed``, ``unknown_key``, ``algorithm``, ``signature``, ``expired``,
     ``not_yet_valid``, ``issuer``, ``audience``, ``claim_missing``, ``claim_mismatch`` and
@@ -27,7 +45,13 @@ class InvalidAuthorizationError(WalletError):
     """
 
     code = "invalid_authorization"
-    template = "the authorization is refused ({cause}); the queue must sign one for exactly this action"
+    template = "the authorization is refused ({cause})"
+
+    def __init__(self, **details: Any) -> None:
+        super().__init__(**details)
+        about = "".join(f", {name} {details[name]}" for name in ("claim", "kid") if name in details)
+        advice = AUTHORIZATION_ADVICE.get(details["cause"], "the queue must sign one for exactly this action")
+        self.args = (f"the authorization is refused ({details['cause']}{about}); {advice}",)
 
 
 class IdempotencyConflictError(WalletError):

@@ -1,36 +1,39 @@
 """The queue's side: sign what has been decided, and verify that a token says exactly that."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import jwt
 
 from ..core.errors import InvalidRequestError
 from ..core.refusals import InvalidAuthorizationError
 from ..core.values import check_identifier, check_time, checks_of, new_id, now, plain_string
-from ..wallets.authorization import QueueAuthorization, action_fields
+from ..wallets.authorization import (
+    QueueAuthorization,
+    action_fields,
+    claimed_fields,
+    claimed_time,
+    compact_form,
+)
 from ..wallets.operation import Request
 from ..wallets.operations import BY_REQUEST
 from ..wallets.operations.partial_settle import EscrowPartialSettleRequest, QueuePartialSettlementAuthorization
 from ..wallets.operations.refund import EscrowRefundRequest, QueueRefundAuthorization
 from ..wallets.operations.settle import EscrowSettleRequest, QueueSettlementAuthorization
+from .keyring import KeyRing, Keys, KeySet, one_key
 from .models import AuthorizationKey, KeyMaterial
 
 A = TypeVar("A", bound=QueueAuthorization)
 
 ISSUER = "performance-queue"
 AUDIENCE = "points-platform-wallets"
+FIVE_SECONDS = timedelta(seconds=5)
 FIVE_MINUTES = timedelta(minutes=5)
 LONGEST = timedelta(days=365)
-MAX_TOKEN_LENGTH = 16 * 1024  # the longest fields that are valid, escaped, make one of about 15,000
-# RFC 7515, section 7.1: three base64url parts, without the padding that a lenient reader would accept.
-COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 TIMES = ("iat", "nbf", "exp")
 MAX_HEADERS = 100
 REGISTERED = ("iss", "aud", "sub", "jti", *TIMES)
-LAST_SECOND = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 
 # What PyJWT raises, the more special first.
 CAUSES: dict[type[Exception], str] = {
@@ -48,35 +51,29 @@ CAUSES: dict[type[Exception], str] = {
 class AuthorizationVerifier:
     """Verifies authorizations with any of several keys, so that an old and a new one are valid side by side.
 
-    Where the queue signs with EdDSA or ES256, public keys are enough. ``leeway`` is how far the two
-    clocks may differ. Raises ``InvalidRequestError`` for keys that are too short, of another kind, or
-    share a ``kid``.
+    ``keys`` are one key, several, a JWKS document (a mapping or its text) or a ``KeyFile`` that is read again.
+    Where the queue signs with EdDSA or ES256, public keys are enough. ``leeway`` is how far the two clocks
+    may differ, 5 seconds unless told otherwise: a token is valid that much earlier and longer. Raises
+    ``InvalidRequestError`` for keys that are too short, of another kind, or share a ``kid``, and for a text
+    that names the place of a key.
     """
 
     def __init__(
         self,
-        keys: Iterable[AuthorizationKey | KeyMaterial],
+        keys: Keys,
         *,
-        leeway: timedelta = timedelta(0),
+        leeway: timedelta = FIVE_SECONDS,
         issuer: str = ISSUER,
         audience: str = AUDIENCE,
     ) -> None:
-        if not isinstance(leeway, timedelta) or leeway < timedelta(0):
-            raise InvalidRequestError(field="leeway", value=leeway, expected="a timedelta from 0")
-        self._leeway = leeway
-        self._issuer = check_identifier("issuer", issuer)
-        self._audience = check_identifier("audience", audience)
-        self._keys: dict[str, AuthorizationKey] = {}
-        one = isinstance(keys, AuthorizationKey | KeyMaterial) or not isinstance(keys, Iterable)
-        several: Iterable[Any] = [keys] if one else keys
-        for key in map(_key, several):
-            if key.kid in self._keys:
-                raise InvalidRequestError(field="kid", value=key.kid, expected="another one for each key")
-            self._keys[key.kid] = key
-        if not self._keys:
-            raise InvalidRequestError(field="keys", value=(), expected="at least one key")
-        # A signer begins each token with the same header: one that a genuine token had need not be parsed again.
-        self._proven_headers: dict[str, AuthorizationKey] = {}
+        self._prepare(KeyRing(keys), leeway, issuer, audience)
+
+    def replace_keys(self, keys: Keys) -> None:
+        """Accept these keys and no others from now on, also while other threads verify.
+
+        Raises ``InvalidRequestError`` as the constructor does, and then the keys stay as they were.
+        """
+        self._ring.replace(keys)
 
     def verify(self, authorization: object, kind: type[QueueAuthorization], action: Mapping[str, Any]) -> str:
         """The authorization's id (the token's ``jti``), if it permits exactly this action now.
@@ -98,16 +95,10 @@ class AuthorizationVerifier:
 
     def _claims(self, token: object, kind: type[QueueAuthorization]) -> dict[str, Any]:
         """What the token says, if one of our keys has signed it and it is valid now."""
-        text = plain_string(token)
-        if token is None or text == "":
-            raise InvalidAuthorizationError(cause="missing")
-        if text is None or len(text) > MAX_TOKEN_LENGTH or not COMPACT.fullmatch(text):
-            raise InvalidAuthorizationError(cause="malformed")
+        text = compact_form(token)
         header = text.partition(".")[0]
         try:
-            key = self._proven_headers.get(header) or self._keys.get(jwt.get_unverified_header(text).get("kid", ""))
-            if key is None:
-                raise InvalidAuthorizationError(cause="unknown_key")
+            keys, key = self._key_of(text, header)
             claims: dict[str, Any] = jwt.decode(
                 text,
                 key.verifying,
@@ -115,36 +106,71 @@ class AuthorizationVerifier:
                 leeway=self._leeway,
                 issuer=self._issuer,
                 audience=self._audience,
-                options={"require": [*REGISTERED, "action", *_fields_of_claims(kind)], "strict_aud": True},
+                options={"require": [*REGISTERED, "action", *claimed_fields(kind)], "strict_aud": True},
             )
         except jwt.PyJWTError as error:
             raise _refused(error) from error
-        if len(self._proven_headers) < MAX_HEADERS:
-            self._proven_headers[header] = key
+        if len(keys.proven) < MAX_HEADERS:
+            keys.proven[header] = key
         _check_forms(claims)
         return claims
+
+    def _key_of(self, text: str, header: str) -> tuple[KeySet, AuthorizationKey]:
+        """The key that the token names, with the set that it is in."""
+        keys = self._ring.current()
+        # A signer begins each token with the same header: one that a genuine token had need not be parsed again.
+        if (proven := keys.proven.get(header)) is not None:
+            return keys, proven
+        kid = jwt.get_unverified_header(text).get("kid", "")
+        key = keys.by_kid.get(kid)
+        if key is None:
+            keys = self._ring.after_miss()
+            key = keys.by_kid.get(kid)
+        if key is None:
+            raise _unknown(kid)
+        return keys, key
+
+    def _prepare(self, ring: KeyRing, leeway: timedelta, issuer: str, audience: str) -> None:
+        if not isinstance(leeway, timedelta) or leeway < timedelta(0):
+            raise InvalidRequestError(field="leeway", value=leeway, expected="a timedelta from 0")
+        self._ring = ring
+        self._leeway = leeway
+        self._issuer = check_identifier("issuer", issuer)
+        self._audience = check_identifier("audience", audience)
 
 
 class QueueAuthorizer(AuthorizationVerifier):
     """Signs authorizations with one key, and verifies them with it and those of ``also_accept``.
 
-    ``key`` is a secret of at least 32 bytes (HS256), or an Ed25519 (EdDSA) or P-256 (ES256) private key.
+    ``key`` is a secret of at least 32 bytes (HS256), or an Ed25519 (EdDSA) or P-256 (ES256) private key;
+    ``also_accept`` is what a verifier takes, and a document or file may list the own key too.
     Raises ``InvalidRequestError`` for any other, and for a public key, which cannot sign.
     """
 
     def __init__(
         self,
         key: AuthorizationKey | KeyMaterial,
-        also_accept: Iterable[AuthorizationKey | KeyMaterial] = (),
+        also_accept: Keys = (),
         *,
-        leeway: timedelta = timedelta(0),
+        leeway: timedelta = FIVE_SECONDS,
         issuer: str = ISSUER,
         audience: str = AUDIENCE,
     ) -> None:
-        self._key = _key(key)
-        if self._key.signing is None:
-            raise InvalidRequestError(field="key", value="a public key", expected="a key that can sign")
-        super().__init__([self._key, *also_accept], leeway=leeway, issuer=issuer, audience=audience)
+        self._prepare(KeyRing(also_accept, _signer(key)), leeway, issuer, audience)
+
+    def replace_keys(self, keys: Keys) -> None:
+        """Accept these keys beside the own one, which goes on signing; ``replace_key`` is for that.
+
+        Raises ``InvalidRequestError`` as the constructor does, and then the keys stay as they were.
+        """
+        super().replace_keys(keys)
+
+    def replace_key(self, key: AuthorizationKey | KeyMaterial, also_accept: Keys = ()) -> None:
+        """Sign with this key from now on, and accept it and those of ``also_accept``, the one of before perhaps.
+
+        Raises ``InvalidRequestError`` as the constructor does, and then the keys stay as they were.
+        """
+        self._ring.replace(also_accept, _signer(key))
 
     def authorize_settlement(
         self,
@@ -254,28 +280,27 @@ class QueueAuthorizer(AuthorizationVerifier):
             "nbf": issued,
             "exp": expires,
         }
-        token = jwt.encode(claims, self._key.signing, algorithm=self._key.algorithm, headers={"kid": self._key.kid})
+        key = cast(AuthorizationKey, self._ring.own)
+        token = jwt.encode(claims, key.signing, algorithm=key.algorithm, headers={"kid": key.kid})
         return kind(token=token, issued_at=_time(issued), expires_at=_time(expires), **action)
 
 
-def _key(key: AuthorizationKey | KeyMaterial) -> AuthorizationKey:
-    return key if isinstance(key, AuthorizationKey) else AuthorizationKey.of(key)
+def _signer(key: AuthorizationKey | KeyMaterial) -> AuthorizationKey:
+    signer = one_key(key)
+    if signer.signing is None:
+        raise InvalidRequestError(field="key", value="a public key", expected="a key that can sign")
+    return signer
 
 
 def _as_claims(kind: type[QueueAuthorization], action: Mapping[str, Any]) -> dict[str, Any]:
     """The action as a token has it: the queue item is what it speaks of, the subject."""
-    return {"action": kind.action, **{claim: action[name] for claim, name in _fields_of_claims(kind).items()}}
-
-
-def _fields_of_claims(kind: type[QueueAuthorization]) -> dict[str, str]:
-    return {"sub" if name == "queue_item_id" else name: name for name in action_fields(kind)}
+    return {"action": kind.action, **{claim: action[name] for claim, name in claimed_fields(kind).items()}}
 
 
 def _check_forms(claims: Mapping[str, Any]) -> None:
     """The forms that PyJWT is lenient about: whole seconds, and an id that can be recorded."""
     for name in TIMES:
-        if type(claims[name]) is not int or not 0 <= claims[name] <= LAST_SECOND:
-            raise InvalidAuthorizationError(cause="malformed", claim=name)
+        claimed_time(claims, name)
     try:
         check_identifier("jti", claims["jti"])
     except InvalidRequestError:
@@ -295,7 +320,7 @@ def _check_envelope(claims: Mapping[str, Any], authorization: QueueAuthorization
     written = {name: getattr(authorization, name, None) for name in action_fields(type(authorization))}
     _check_action(claims, _as_claims(type(authorization), written), "envelope_mismatch")
     for claim, name in (("iat", "issued_at"), ("exp", "expires_at")):
-        if not _is_at(getattr(authorization, name, None), _time(claims[claim])):
+        if not _is_at(getattr(authorization, name, None), claimed_time(claims, claim)):
             raise InvalidAuthorizationError(cause="envelope_mismatch", claim=claim)
 
 
@@ -308,6 +333,14 @@ def _is_at(written: object, instant: datetime) -> bool:
 
 def _time(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def _unknown(kid: str) -> InvalidAuthorizationError:
+    """An error that names the kid, if it is one that a key could have."""
+    try:
+        return InvalidAuthorizationError(cause="unknown_key", kid=check_identifier("kid", kid))
+    except InvalidRequestError:
+        return InvalidAuthorizationError(cause="unknown_key")
 
 
 def _refused(error: jwt.PyJWTError) -> InvalidAuthorizationError:

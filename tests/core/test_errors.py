@@ -221,3 +221,20 @@ def test_every_error_can_be_caught_by_the_root_and_by_no_other_of_the_tree() -> 
         with pytest.raises(WalletError) as caught:
             raise kind(**details)
         assert [other for other, *_ in TABLE if isinstance(caught.value, other)] == [kind]
+
+
+ADVICE = {
+    "unknown_key": ({"kid": "2026-03"}, "unknown_key, kid 2026-03", "give the verifier the key"),
+    "expired": ({}, "(expired)", "sign a fresh one for the same action and send the same request"),
+    "not_yet_valid": ({}, "(not_yet_valid)", "compare the clocks"),
+    "claim_mismatch": ({"claim": "amount"}, "claim_mismatch, claim amount", "for exactly this action"),
+    "missing": ({}, "(missing)", "for exactly this action"),
+}
+
+
+@pytest.mark.parametrize("cause", ADVICE)
+def test_a_refused_authorization_says_what_helps(cause: str) -> None:
+    details, named, advice = ADVICE[cause]
+    message = str(InvalidAuthorizationError(cause=cause, **details))
+    assert named in message
+    assert advice in message

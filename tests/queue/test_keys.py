@@ -298,7 +298,7 @@ def test_a_key_is_rotated_without_a_token_being_refused_on_the_way(old: Any, new
     assert not works(during, before)
     with pytest.raises(InvalidAuthorizationError) as caught:
         after.verify(outstanding, QueueRefundAuthorization, ACTION)
-    assert caught.value.details == {"cause": "unknown_key"}
+    assert caught.value.details == {"cause": "unknown_key", "kid": AuthorizationKey.of(old).kid}
 
 
 def test_a_verifier_with_several_public_keys_accepts_each_of_their_signers() -> None:

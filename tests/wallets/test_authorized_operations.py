@@ -162,7 +162,7 @@ def _signed_for_something_else(world: World, request: Any) -> Iterator[tuple[str
             "partial_settle": stranger.authorize_partial_settlement,
         }
         yield "of a stranger", {"unknown_key", "issuer", "audience"}, sign[genuine.action](**action)
-    for age, cause in {86_400: "expired", 300: "expired", -1: "not_yet_valid", -86_400: "not_yet_valid"}.items():
+    for age, cause in {86_400: "expired", 305: "expired", -6: "not_yet_valid", -86_400: "not_yet_valid"}.items():
         with freeze_time(NOW - timedelta(seconds=age)):
             authorization = world.authorize(request)
         yield f"signed {age} seconds ago", {cause}, authorization
@@ -289,7 +289,7 @@ def test_a_retry_needs_a_valid_token_but_not_the_same_one(world: World, operatio
         request = funded(world, operation)
         stale = world.authorize(request)
         first = world.send(request, authorization=stale)
-        clock.tick(timedelta(minutes=5))
+        clock.tick(timedelta(minutes=5, seconds=5))
         for wallets in (world.wallets, world.service()):
             assert refused(world, request, stale, wallets=wallets) == "expired"
             repeated = world.send(request, wallets, authorization=world.authorize(request))
