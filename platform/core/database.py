@@ -19,6 +19,8 @@ from .engines import AUTOCOMMIT, READ_ONLY, check_transactional, create, level_o
 from .errors import InvalidRequestError, SchemaVersionError, WalletError
 from .failures import (
     FAILURES,
+    REPEAT,
+    START_OVER,
     is_lost,
     is_miss,
     is_schema_race,
@@ -27,6 +29,7 @@ from .failures import (
     translate,
     translated,
 )
+from .logs import say
 from .models import SCHEMA_VERSION, Base, SchemaVersionRow
 from .statement import ISOLATION_LEVELS, Parameters, Row, Statement, give_up, in_transaction
 
@@ -142,7 +145,7 @@ class Database:
                 break
             except FAILURES as error:
                 if last or not is_schema_race(error):
-                    raise translate(error) from error
+                    raise translate(error, again=REPEAT) from error
         self._check_schema()
 
     def _check_schema(self, joined: Connection | None = None) -> None:
@@ -219,7 +222,7 @@ class Database:
                     # An attempt that was lost may have been committed: contention after it proves nothing.
                     raise lost or failure from error
                 number += 1
-                log.debug("attempt %d: %s", number, failure.code, extra={"attempt": number, "code": failure.code})
+                say(log, logging.DEBUG, "attempt %d: %s", number, failure.code, attempt=number, code=failure.code)
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
@@ -276,7 +279,7 @@ class Database:
             except FAILURES as error:
                 self._give_up_what_sqlite_has_rolled_back(session)
                 if number == JOINED_ATTEMPTS or not is_unique_violation(error):
-                    raise translate(error, attempts=number) from error
+                    raise translate(error, attempts=number, again=START_OVER) from error
                 number += 1
 
     def _check_joinable(self, connection: Connection) -> None:
@@ -351,4 +354,7 @@ def _listen_for_the_end(session: Session, pending: dict[object, Any]) -> None:
             committed.clear()
             pending.clear()
             for items, deliver in deliveries:
-                deliver(items)
+                try:
+                    deliver(items)
+                except Exception:  # the caller's commit stands, and must not fail
+                    say(log, logging.WARNING, "a delivery after a commit failed", exc_info=True, items=items)

@@ -247,7 +247,7 @@ def test_somebody_faster_between_read_and_write_makes_the_operation_start_over(s
     taken = once_before(engine, "INSERT INTO escrow_items", lambda: stepwise_server.hold(amount=31))
     with taken, pytest.raises(InsufficientBalanceError) as refused:
         stepwise_server.hold(amount=31)
-    assert refused.value.details == {"required": 31, "available": 0}
+    assert refused.value.details == {"required": 31, "available": 0, "currency": "points"}
 
 
 def test_a_busy_sqlite_file_is_contention_and_nothing_changes(sqlite_url: str) -> None:

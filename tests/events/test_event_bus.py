@@ -284,10 +284,14 @@ def test_a_receiver_that_raises_stops_no_other_is_logged_and_counted(
         assert record.getMessage() == "a receiver failed on event event-77"
         assert record.exc_info is not None
         assert record.exc_info[1] is error
-        fields = vars(record)
+        fields = vars(record)["points_platform"]
         assert (fields["event_id"], fields["event_type"]) == ("event-77", CREDITED)
     named = f"{test_a_receiver_that_raises_stops_no_other_is_logged_and_counted.__name__}.<locals>.failing"
-    assert sorted(vars(record)["receiver"] for record in caplog.records) == ["partial", "partial", named]
+    assert sorted(vars(record)["points_platform"]["receiver"] for record in caplog.records) == [
+        "partial",
+        "partial",
+        named,
+    ]
 
 
 def test_failures_are_counted_by_delivery_and_without_loss_between_threads(bus: EventBus) -> None:

@@ -515,7 +515,7 @@ def test_points_spent_meanwhile_are_not_spent_again(here: World) -> None:
         with meanwhile(partial(here.send, here.hold_request(amount=30), wallets)):
             answer = caught(partial(here.hold, amount=30))
         assert isinstance(answer, InsufficientBalanceError)
-        assert answer.details == {"required": 30, "available": 20}
+        assert answer.details == {"required": 30, "available": 20, "currency": "points"}
         with meanwhile(partial(here.send, here.hold_request(amount=10), wallets)):
             assert here.hold(amount=10).new_available_balance == 0
 
@@ -573,7 +573,7 @@ def test_a_model_that_reaches_its_limit_meanwhile_undoes_what_was_written_before
         with meanwhile(int if earned_before else fill):
             answer = caught(partial(here.send, request))
     assert isinstance(answer, BalanceLimitError)
-    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount}
+    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount, "currency": "points"}
     assert here.wallets.get_escrow(request.escrow_id).status == "held"
     assert here.wallets.get_user_balance("ana").escrow == 30
     assert here.wallets.get_model_balance("luna").version == 1
@@ -664,7 +664,7 @@ def test_a_hold_that_waits_sees_what_is_left_and_what_has_come(here: World) -> N
         here.send(here.hold_request(amount=30), wallets, session=session)
         answer = while_it_waits(partial(here.hold, amount=30), session, session.commit)
     assert isinstance(answer, InsufficientBalanceError)
-    assert answer.details == {"required": 30, "available": 20}
+    assert answer.details == {"required": 30, "available": 20, "currency": "points"}
     with elsewhere(here) as (wallets, session):
         here.send(here.credit_request(amount=15), wallets, session=session)
         answer = while_it_waits(partial(here.hold, amount=20), session, session.commit)
@@ -694,7 +694,7 @@ def test_a_model_that_reaches_its_limit_while_the_statement_waits_undoes_all_of_
         near_the_limit(here, wallets, session=session)()
         answer = while_it_waits(partial(here.send, request), session, session.commit)
     assert isinstance(answer, BalanceLimitError), "one try is enough: what has come meanwhile can be read"
-    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount}
+    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount, "currency": "points"}
     assert here.wallets.get_escrow(request.escrow_id).status == "held"
     assert replace(here.wallets.get_user_balance("ana"), as_of=before.as_of) == before
     assert here.wallets.get_model_balance("luna").version == 1
@@ -875,7 +875,7 @@ def test_the_last_points_go_to_exactly_as_many_as_they_suffice_for(here: World) 
     answers: list[Any] = at_once(*(partial(here.send, request) for request in requests))
     assert tally(answers) == {"EscrowHoldResponse": 7, "InsufficientBalanceError": 25}
     refused = [answer for answer in answers if isinstance(answer, WalletError)]
-    assert [answer.details for answer in refused] == [{"required": 10, "available": 5}] * 25
+    assert [answer.details for answer in refused] == [{"required": 10, "available": 5, "currency": "points"}] * 25
 
 
 def test_one_hold_ends_once_whoever_ends_it(here: World) -> None:
