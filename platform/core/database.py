@@ -152,7 +152,8 @@ class Database:
         """Once: a database of another version, or of none, is refused before anything is read or written."""
         if self._schema_checked:
             return
-        with translated(), nullcontext(joined) if joined else self._plain() as connection:
+        again = START_OVER if joined else REPEAT
+        with translated(again), nullcontext(joined) if joined else self._plain() as connection:
             found = _schema_version(connection)
         if found != SCHEMA_VERSION:
             raise SchemaVersionError(found=found, expected=SCHEMA_VERSION)

@@ -51,9 +51,9 @@ ADVICE: dict[str | int | None, Advice] = {
     8: WRITABLE,  # SQLITE_READONLY
 }
 # What fails again as it is. PostgreSQL: classes of SQLSTATEs (features, data, constraints, the state of the
-# transaction, names and rights, limits of the program), and damage. SQLite: primary result codes (an error in the
-# statement, rights, damage, constraints, types, parameters, no database).
-PERMANENT_CLASSES = {"0A", "22", "23", "25", "28", "3D", "42", "44", "54"}
+# transaction, names and rights, limits of the program, what a trigger raises), and damage. SQLite: primary result
+# codes (an error in the statement, rights, damage, constraints, types, parameters, no database).
+PERMANENT_CLASSES = {"0A", "22", "23", "25", "28", "3D", "42", "44", "54", "P0"}
 PERMANENT = {"XX001", "XX002", 1, 3, 11, 12, 19, 20, 23, 25, 26}
 # Where SQLAlchemy itself gives up waiting, another try may find it better; everything else is how it is used.
 PASSING = (PoolTimeoutError, DisconnectionError)
@@ -69,12 +69,15 @@ FAILURES = (Stale, SQLAlchemyError, psycopg.Error, UnicodeEncodeError, NotImplem
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn whatever SQLAlchemy or the driver raises inside, where nothing is written, into the module's errors."""
+def translated(again: Advice = REPEAT) -> Iterator[None]:
+    """Turn whatever SQLAlchemy or the driver raises inside, where nothing is written, into the module's errors.
+
+    ``again`` is what to do where another try can help.
+    """
     try:
         yield
     except (*FAILURES, ValueError) as error:  # a ValueError is a time in SQLite that is none
-        raise translate(error, again=REPEAT) from error
+        raise translate(error, again=again) from error
 
 
 def translate(error: Exception, attempts: int = 1, again: Advice = SEND_AGAIN) -> WalletError:

@@ -19,11 +19,11 @@ def extra(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def say(
-    log: logging.Logger, level: int, message: str, *values: object, exc_info: bool = False, **fields: object
+    log: logging.Logger, level: int, message: str, /, *values: object, exc_info: bool = False, **fields: object
 ) -> None:
     """Log a line with its fields. Raises nothing, whatever factories, filters, handlers and formatters do."""
     try:
         if log.isEnabledFor(level):
-            log.log(level, message, *values, exc_info=exc_info, extra=extra(fields), stacklevel=2)
+            log.log(level, message, *values, exc_info=exc_info or None, extra=extra(fields), stacklevel=2)
     except Exception:  # noqa: S110 - there is nowhere left to say it
         pass

@@ -35,8 +35,8 @@ class IdempotencyConflictError(WalletError):
     """The key stands for another request already, which was carried out.
 
     ``details``: key, fields (a tuple of the names that differ). Where nothing but the currency differs, and the
-    request names none, also recorded (the currency of then) and meant (the one that naming none means now): the
-    configured default has changed, and a new key would carry the operation out a second time.
+    request names none, also recorded (the currency of then) and meant (the configured one, which naming none means
+    here): most likely the configuration has changed, and with a new key the operation would happen twice.
     """
 
     code = "idempotency_conflict"
@@ -46,8 +46,8 @@ class IdempotencyConflictError(WalletError):
         "its answer, and take another key only for what is to happen beside it"
     )
     template_of_currency = (
-        "idempotency key {key} has carried out this request in {recorded}; it names no currency, and by now that means "
-        "{meant}: name {recorded} for its answer, since with another key it would happen twice"
+        "idempotency key {key} has carried out this request in {recorded}; it names no currency, which means {meant} "
+        "as configured here: name {recorded} for its answer, since with another key it would happen twice"
     )
 
     def _template(self) -> str:

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.orm import Session
 
 from points_platform import core
 from points_platform.core import (
@@ -173,8 +174,35 @@ def test_a_hold_needs_available_points(
     """Points in escrow are not available."""
     world.credit(amount=100)
     world.hold(amount=30)
-    with refused(world, InsufficientBalanceError, required=amount, available=available, currency="points"):
+    with refused(world, InsufficientBalanceError, required=amount, available=available, currency=currency or "points"):
         world.hold(user_id, amount, currency=currency)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_what_there_is_too_little_or_too_much_of_has_the_name_of_its_currency(world: World, locked: bool) -> None:
+    """Whatever is configured, named, or told by the hold."""
+    gems = world.service(config=WalletConfig(default_currency="gems"))
+    world.credit(amount=MAX_POINTS, currency="gems")
+    held = world.hold(amount=30, currency="gems")
+    world.credit("ben", MAX_POINTS, currency="gems")
+    world.settle(world.hold("ben", MAX_POINTS, currency="gems").escrow_id, MAX_POINTS, user_id="ben", model_id="full")
+
+    def refusal(request: Any, wallets: Any = None) -> WalletError:
+        with Session(world.database.engine) as session, pytest.raises(WalletError) as caught:
+            world.send(request, wallets, **({"session": session} if locked else {}))
+        return caught.value
+
+    too_little = {"required": 30, "available": 0, "currency": "points"}
+    assert refusal(world.hold_request()).details == too_little
+    assert str(refusal(world.hold_request())) == "30 points are required, 0 are available"
+    nobody = refusal(world.spend_request("cem"), gems)
+    assert nobody.details == {"required": 30, "available": 0, "currency": "gems"}
+    assert str(nobody) == "30 gems are required, 0 are available"
+    too_much = {"limit": MAX_POINTS, "balance": MAX_POINTS, "amount": 1, "currency": "gems"}
+    assert refusal(world.credit_request(amount=1, currency="gems")).details == too_much
+    full = refusal(world.settle_request(held.escrow_id, model_id="full"))
+    assert full.details == too_much | {"amount": 30}, "the hold has told it"
+    assert str(full) == f"the balance cannot take 30 more; the limit is {MAX_POINTS} gems"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +218,7 @@ def test_what_is_paid_has_to_be_available(
     world.credit(amount=100)
     world.credit("ben")
     world.hold(amount=30)
-    with refused(world, InsufficientBalanceError, required=amount, available=available, currency="points"):
+    with refused(world, InsufficientBalanceError, required=amount, available=available, currency=currency or "points"):
         getattr(world, operation)(user_id, amount, currency=currency)
 
 
