@@ -18,7 +18,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from points_platform import cli, core, events, ledger, queue, wallets
-from points_platform.core import errors
+from points_platform.core import errors, refusals
+from points_platform.ledger.accounts import CHART
+from points_platform.wallets.operations import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "platform"
@@ -35,7 +37,10 @@ STATEMENT_CALLS = {"execute", "executemany", "exec_driver_sql", "scalar", "scala
 SQL_FILES = {
     "store.py",
     "log_store.py",
-    "single.py",
+    "at_once.py",
+    "locked.py",
+    "reads.py",
+    "expected.py",
     "rows.py",
     "statement.py",
     "books.py",
@@ -137,7 +142,7 @@ def test_sql_stands_only_in_the_files_made_for_it() -> None:
         or any(source.startswith(("sqlalchemy", "sqlmodel")) and name in SQL_NAMES for source, name in imports(module))
     }
     assert {module for module in speaking if module.split("/")[-1] not in SQL_FILES} == set()
-    assert {"wallets/store.py", "ledger/store.py", "core/database.py"} <= speaking
+    assert {"wallets/locked.py", "ledger/store.py", "core/database.py"} <= speaking
 
 
 def test_drivers_are_known_to_what_speaks_to_one_and_to_what_reads_their_failures_alone() -> None:
@@ -224,21 +229,142 @@ def test_every_mutating_method_lists_the_errors_that_it_raises() -> None:
         assert "Raises" in doc, name
 
 
+# ── an operation is one place ──
+
+# Who may name an operation beside its own file: the chart, the list, the exports, the service's methods, the queue's
+# public face (what it signs), and a host's example.
+NAMING = {
+    "ledger/accounts.py",
+    "wallets/operations/__init__.py",
+    "wallets/__init__.py",
+    "wallets/service.py",
+    "queue/service.py",
+    "cli/demo.py",
+}
+OWN_FILES = {f"wallets/operations/{operation.name}.py": operation for operation in OPERATIONS}
+# The words that are an operation's: its name, its event's type, the names of its file's classes and values.
+WORDS = {word for operation in OPERATIONS for word in (operation.name, CHART[operation.name].announced)}
+DECLARED = {
+    declared
+    for module in OWN_FILES
+    for node in TREES[module].body
+    if isinstance(node, ast.ClassDef | ast.Assign)
+    for declared in ([node.name] if isinstance(node, ast.ClassDef) else map(ast.unparse, node.targets))
+}
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """The constants that are documentation."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    return {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+
+
+def named_operations(module: str) -> Iterator[str]:
+    """Every place in a module that names an operation: a text, an import, a name or an attribute."""
+    skipped = docstrings(TREES[module])
+    for node in ast.walk(TREES[module]):
+        match node:
+            case ast.Constant(value=str(value)) if value in WORDS and id(node) not in skipped:
+                yield f"{module}:{node.lineno} says {value!r}"
+            case ast.Name(id=name) | ast.Attribute(attr=name) if name in DECLARED:
+                yield f"{module}:{node.lineno} speaks of {name}"
+    for source, name in imports(module):
+        if source.startswith("points_platform.wallets.operations.") or name in DECLARED:
+            yield f"{module} imports {name} from {source}"
+        elif source == "points_platform.wallets.operations" and name in {operation.name for operation in OPERATIONS}:
+            yield f"{module} imports {name}"
+
+
+def test_each_operation_has_a_file_of_its_own_and_nothing_else_stands_beside_them() -> None:
+    files = {module for module in TREES if module.startswith("wallets/operations/")}
+    assert files == {*OWN_FILES, "wallets/operations/__init__.py"}
+    assert all(operation.request.__module__.endswith(f".operations.{operation.name}") for operation in OPERATIONS)
+
+
+def test_nothing_names_an_operation_but_its_file_the_chart_the_list_and_the_public_face() -> None:
+    assert {"open", "partial_settle", "wallet.escrow_settled"} <= WORDS
+    assert {"HOLD", "EscrowHoldRequest", "QueueRefundAuthorization", "WalletSpent"} <= DECLARED
+    outside = {module for module in TREES if module not in NAMING and module not in OWN_FILES}
+    assert {"wallets/executor.py", "ledger/verify.py", "wallets/holds.py"} <= outside
+    assert [named for module in sorted(outside) for named in named_operations(module)] == []
+
+
+def test_an_operation_does_not_name_another_one() -> None:
+    own = {module: {operation.name, CHART[operation.name].announced} for module, operation in OWN_FILES.items()}
+    others = [
+        f"{module}:{node.lineno} says {node.value!r}"
+        for module, mine in own.items()
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.Constant) and node.value in WORDS - mine
+    ]
+    assert others == []
+    siblings = [
+        f"{module} imports {source}"
+        for module in OWN_FILES
+        for source, _ in imports(module)
+        if source.startswith("points_platform.wallets.operations")
+    ]
+    assert siblings == []
+
+
+def test_the_test_of_names_sees_each_way_of_naming_one() -> None:
+    tree = ast.parse(
+        """
+'''A word in a docstring is no name: 'hold'.'''
+from .operations.hold import HOLD
+from .operations import spend
+from . import WalletSpent
+kind = operations.HOLD
+if transaction.operation == "hold": publish("wallet.spent")
+said = "a hold is held"
+"""
+    )
+    TREES["wallets/planted.py"] = tree
+    try:
+        found = sorted(each.split(" ", 1)[1] for each in named_operations("wallets/planted.py"))
+    finally:
+        del TREES["wallets/planted.py"]
+    assert found == [
+        "imports HOLD from points_platform.wallets.operations.hold",
+        "imports WalletSpent from points_platform.wallets",
+        "imports spend",
+        "says 'hold'",
+        "says 'wallet.spent'",
+        "speaks of HOLD",
+    ]
+
+
 # ── the public face ──
 
-REQUEST = {"idempotency_key", "request_id", "user_id", "reason", "metadata", "currency"}
-ESCROW_ACTION = {"escrow_id", "amount", "queue_item_id"}
+REQUEST = {"idempotency_key", "request_id", "reason", "metadata", "currency"}
+AMOUNT = {"user_id", "amount"}
+ESCROW_ACTION = {"user_id", "escrow_id", "queue_item_id"}
 REQUESTS: dict[type, set[str]] = {
-    wallets.UserCreditRequest: {"amount"},
-    wallets.EscrowHoldRequest: {"amount", "queue_item_id", "feature_type"},
-    wallets.EscrowSettleRequest: ESCROW_ACTION | {"model_id"},
-    wallets.EscrowRefundRequest: ESCROW_ACTION,
-    wallets.EscrowPartialSettleRequest: {"escrow_id", "model_id", "refund_amount", "settle_amount", "queue_item_id"},
+    wallets.UserCreditRequest: AMOUNT,
+    wallets.EscrowHoldRequest: AMOUNT | {"queue_item_id", "feature_type"},
+    wallets.EscrowSettleRequest: ESCROW_ACTION | {"amount", "model_id"},
+    wallets.EscrowRefundRequest: ESCROW_ACTION | {"amount"},
+    wallets.EscrowPartialSettleRequest: ESCROW_ACTION | {"model_id", "refund_amount", "settle_amount"},
+    wallets.SpendRequest: AMOUNT | {"order_id"},
+    wallets.TransferRequest: AMOUNT | {"recipient_id"},
+    wallets.DepositRequest: AMOUNT | {"source", "reference"},
+    wallets.OpenWalletRequest: {"owner"},
 }
+# What a request may leave out, beside metadata and currency.
+OPTIONAL = {"order_id"}
 RESPONSE = {"transaction_id", "timestamp", "replayed"}
+AVAILABLE = {"previous_balance", "new_available_balance"}
 RESPONSES: dict[type, set[str]] = {
-    wallets.UserCreditResponse: {"previous_balance", "new_available_balance"},
-    wallets.EscrowHoldResponse: {"escrow_id", "previous_balance", "new_available_balance", "escrow_balance"},
+    wallets.UserCreditResponse: AVAILABLE,
+    wallets.SpendResponse: AVAILABLE,
+    wallets.TransferResponse: AVAILABLE,
+    wallets.DepositResponse: AVAILABLE,
+    wallets.OpenWalletResponse: set(),
+    wallets.EscrowHoldResponse: AVAILABLE | {"escrow_id", "escrow_balance"},
     wallets.EscrowSettleResponse: {"settled_amount", "model_earned_balance"},
     wallets.EscrowRefundResponse: {"refunded_amount", "user_available_balance"},
     wallets.EscrowPartialSettleResponse: {
@@ -267,16 +393,20 @@ EVENT = {
     "request_id",
     "schema_version",
 }
-EVENTS = {
-    events.WalletCredited: ("wallet.credited", wallets.UserCreditResponse, {"user_id", "amount"}),
-    events.EscrowHeld: ("wallet.escrow_held", wallets.EscrowHoldResponse, {"user_id", "amount", "feature_type"}),
-    events.EscrowSettled: ("wallet.escrow_settled", wallets.EscrowSettleResponse, {"escrow_id", "model_id"}),
-    events.EscrowRefunded: ("wallet.escrow_refunded", wallets.EscrowRefundResponse, {"escrow_id", "user_id"}),
-    events.EscrowPartiallySettled: (
+EVENTS: dict[type, tuple[str, type, set[str]]] = {
+    wallets.WalletCredited: ("wallet.credited", wallets.UserCreditResponse, AMOUNT),
+    wallets.EscrowHeld: ("wallet.escrow_held", wallets.EscrowHoldResponse, AMOUNT | {"feature_type"}),
+    wallets.EscrowSettled: ("wallet.escrow_settled", wallets.EscrowSettleResponse, {"escrow_id", "model_id"}),
+    wallets.EscrowRefunded: ("wallet.escrow_refunded", wallets.EscrowRefundResponse, {"escrow_id", "user_id"}),
+    wallets.EscrowPartiallySettled: (
         "wallet.escrow_partially_settled",
         wallets.EscrowPartialSettleResponse,
         {"escrow_id", "model_id"},
     ),
+    wallets.WalletSpent: ("wallet.spent", wallets.SpendResponse, AMOUNT | {"order_id"}),
+    wallets.WalletTransferred: ("wallet.transferred", wallets.TransferResponse, AMOUNT | {"recipient_id"}),
+    wallets.WalletDeposited: ("wallet.deposited", wallets.DepositResponse, AMOUNT | {"source", "reference"}),
+    wallets.WalletOpened: ("wallet.opened", wallets.OpenWalletResponse, {"owner"}),
 }
 
 
@@ -293,9 +423,10 @@ def test_requests_responses_authorizations_and_balances_have_exactly_these_field
     ):
         for cls, own in table.items():
             assert names(cls) == common | own, cls.__name__
-    required = {field.name for field in dataclasses.fields(wallets.EscrowHoldRequest) if field.default is not None}
-    assert {"idempotency_key", "request_id"} <= required
-    assert required == names(wallets.EscrowHoldRequest) - {"metadata", "currency"}
+    for cls in REQUESTS:
+        required = {field.name for field in dataclasses.fields(cls) if field.default is not None}
+        assert {"idempotency_key", "request_id"} <= required
+        assert required == names(cls) - {"metadata", "currency"} - OPTIONAL, cls.__name__
 
 
 def test_events_have_the_common_fields_and_those_of_their_operation() -> None:
@@ -335,6 +466,10 @@ MUTATING: dict[str, tuple[type, type | None, type]] = {
         wallets.QueueSettlementAuthorization,
         wallets.EscrowSettleResponse,
     ),
+    "spend_points": (wallets.SpendRequest, None, wallets.SpendResponse),
+    "transfer_points": (wallets.TransferRequest, None, wallets.TransferResponse),
+    "deposit_points": (wallets.DepositRequest, None, wallets.DepositResponse),
+    "open_wallet": (wallets.OpenWalletRequest, None, wallets.OpenWalletResponse),
     "refund_escrow": (wallets.EscrowRefundRequest, wallets.QueueRefundAuthorization, wallets.EscrowRefundResponse),
     "partial_settle_escrow": (
         wallets.EscrowPartialSettleRequest,
@@ -371,6 +506,9 @@ SIGNATURES: list[tuple[Any, list[str]]] = [
 
 BATCHES = {
     "credit_many": ("credit_user", "requests"),
+    "deposit_many": ("deposit_points", "requests"),
+    "spend_many": ("spend_points", "requests"),
+    "transfer_many": ("transfer_points", "requests"),
     "hold_many": ("hold_in_escrow", "requests"),
     "settle_many": ("settle_escrow", "settlements"),
     "refund_many": ("refund_escrow", "refunds"),
@@ -425,6 +563,7 @@ ERRORS = {
     "InvalidRequestError": ("invalid_request", False),
     "InvalidAuthorizationError": ("invalid_authorization", False),
     "IdempotencyConflictError": ("idempotency_conflict", False),
+    "DepositConflictError": ("deposit_conflict", False),
     "EscrowNotFoundError": ("escrow_not_found", False),
     "EscrowAlreadyProcessedError": ("escrow_already_processed", False),
     "EscrowMismatchError": ("escrow_mismatch", False),
@@ -440,10 +579,16 @@ ERRORS = {
 def test_the_errors_are_exactly_these_with_these_codes_and_all_are_drawn_in_the_tree() -> None:
     found = {cls.__name__: (cls.code, cls.retryable) for cls in errors.WalletError.__subclasses__()}
     assert {name: value for name, value in found.items() if name in core.__all__} == ERRORS
-    assert all(name in (errors.__doc__ or "") for name in ERRORS)
-    assert [name for name in core.__all__ if name in ERRORS or name == "WalletError"] == sorted(
-        [*ERRORS, "WalletError"]
-    )
+    drawn = [line.split()[1] for line in (errors.__doc__ or "").splitlines() if "──" in line]
+    first, *_, last = (place for place, name in enumerate(ERRORS) if name in refusals.__all__)
+    refused = [*ERRORS][first : last + 1]
+    place = drawn.index("…")  # where the refusals stand, which their own file lists
+    assert [*drawn[:place], *refused, *drawn[place + 1 :]] == [*ERRORS]
+    listed = [node.name for node in TREES["core/refusals.py"].body if isinstance(node, ast.ClassDef)]
+    assert listed == refused, "they stand in the order in which they win"
+    assert sorted(refused) == sorted(refusals.__all__)
+    assert {name for name in core.__all__ if name in ERRORS or name == "WalletError"} == {*ERRORS, "WalletError"}
+    assert set(refusals.__all__) <= set(wallets.__all__)
 
 
 # ── what is packaged ──

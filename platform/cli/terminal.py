@@ -79,6 +79,7 @@ def books_line(account: Books) -> str:
     wallets = (
         f"{bucket} {_compared(account.wallets.get(bucket, 0), account.ledger.get(bucket, 0))}"
         for bucket in WALLET_COLUMNS
+        if bucket is not Bucket.PAYING or account.wallets.get(bucket) or account.ledger.get(bucket)
     )
     return (
         f"{verdict} ({account.currency}): entries sum to {account.entries:,}; "

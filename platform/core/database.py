@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, event, insert, inspect, select, text
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
-from sqlmodel import col
 
+from ..migrations import HEAD, TableInTheWayError, stamp_of, upgrade
 from .engines import AUTOCOMMIT, READ_ONLY, check_transactional, create, level_of_connection, level_of_engine, prepare
 from .errors import InvalidRequestError, SchemaVersionError, WalletError
 from .failures import (
@@ -23,14 +22,12 @@ from .failures import (
     START_OVER,
     is_lost,
     is_miss,
-    is_schema_race,
     is_transient,
     is_unique_violation,
     translate,
     translated,
 )
 from .logs import say
-from .models import SCHEMA_VERSION, Base, SchemaVersionRow
 from .statement import ISOLATION_LEVELS, Parameters, Row, Statement, give_up, in_transaction
 
 T = TypeVar("T")
@@ -128,24 +125,18 @@ class Database:
         self.close()
 
     def create_schema(self) -> None:
-        """Create the tables, indexes and triggers that are missing; idempotent, also side by side.
+        """Bring the database, empty or of an older release, to this release's schema; idempotent, also side by side.
 
-        Raises ``SchemaVersionError`` where another version's schema stands, and
+        Raises ``InvalidRequestError`` where a table of another one's has a name of ours (nothing is created then),
+        ``SchemaVersionError`` where a newer release's schema stands that this one may not write to, and
         ``StorageUnavailableError``.
         """
-        # The tables of the packages above are declared by importing them; core itself knows no table by name.
-        for package in ("ledger", "wallets"):
-            import_module(f"..{package}.models", __package__)
-        for last in (False, False, True):
+        with translated(), self._begin() as connection:
             try:
-                with self._begin() as connection:
-                    if _schema_version(connection) is None:
-                        Base.metadata.create_all(connection)
-                        connection.execute(insert(SchemaVersionRow).values(version=SCHEMA_VERSION))
-                break
-            except FAILURES as error:
-                if last or not is_schema_race(error):
-                    raise translate(error, again=REPEAT) from error
+                upgrade(connection)
+            except TableInTheWayError as error:
+                expected = "a database in which these names are free, or the module's own"
+                raise InvalidRequestError(field="database", value=str(error), expected=expected) from error
         self._check_schema()
 
     def _check_schema(self, joined: Connection | None = None) -> None:
@@ -154,9 +145,9 @@ class Database:
             return
         again = START_OVER if joined else REPEAT
         with translated(again), nullcontext(joined) if joined else self._plain() as connection:
-            found = _schema_version(connection)
-        if found != SCHEMA_VERSION:
-            raise SchemaVersionError(found=found, expected=SCHEMA_VERSION)
+            found = stamp_of(connection)
+        if found is None or not found.serves:
+            raise SchemaVersionError(found=found and found.revision, expected=HEAD)
         self._schema_checked = True
 
     @contextmanager
@@ -315,12 +306,6 @@ class Database:
         self._set_locally(connection, self._settings)
         yield
         self._set_locally(connection, dict(before))
-
-
-def _schema_version(connection: Connection) -> int | None:
-    if not inspect(connection).has_table(SchemaVersionRow.__tablename__):
-        return None
-    return connection.scalar(select(col(SchemaVersionRow.version)))
 
 
 def after_commit(

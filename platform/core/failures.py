@@ -24,8 +24,6 @@ SQLITE_UNIQUE_VIOLATIONS = {1555, 2067}
 # It has one code for whatever is wrong with a statement; only its words, which are never translated, tell more.
 SQLITE_ERROR = 1
 NO_SUCH = ("no such table", "no such column")
-# Two create_schema() at once: duplicate table, object, function, or a row of the catalogue.
-SCHEMA_RACES = {"42P07", "42710", "42723", "XX000"}
 
 REPEAT = Advice("it can simply be repeated")
 START_OVER = Advice("roll your transaction back, and start it over with the same request and the same key")
@@ -35,7 +33,8 @@ CREATE_SCHEMA = Advice(
     "{server}; call create_schema(), and see to it that the search path finds the module's tables", retryable=False
 )
 GRANT = Advice(
-    "{server}; its role needs SELECT, INSERT and UPDATE on every table of the module, and USAGE of their schema",
+    "{server}; operations need SELECT, INSERT and UPDATE on every table of the module and USAGE of their schema, "
+    "create_schema() also CREATE",
     retryable=False,
 )
 WRITABLE = Advice("it takes no writes: a replica, or set or mounted read-only; use one that does", retryable=False)
@@ -152,11 +151,6 @@ def is_unique_violation(error: Exception) -> bool:
 def is_miss(error: Exception) -> bool:
     """Whether a single statement found something else than it was made for: a read will tell what."""
     return is_unique_violation(error) or _code(error) == DIVISION_BY_ZERO
-
-
-def is_schema_race(error: Exception) -> bool:
-    """Whether somebody else has created the same table, index or function at the same time."""
-    return _is_conflict(error) or _code(error) in SCHEMA_RACES
 
 
 def is_lost(error: Exception) -> bool:

@@ -1,14 +1,12 @@
-"""What every table of the module shares: the metadata, the column types, the schema version."""
+"""What every table of the module shares: the metadata, and the column types."""
 
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Column, DateTime, Dialect, Integer, String
+from sqlalchemy import BigInteger, Column, DateTime, Dialect, String
 from sqlalchemy.orm import registry
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
-
-SCHEMA_VERSION = 1
 
 
 class Base(SQLModel, registry=registry()):
@@ -47,10 +45,3 @@ def column(name: str, type_: Any, *, key: bool = False, null: bool = False, defa
 def points(name: str, *, null: bool = False, default: str | None = None) -> Any:
     """A column of points, or of anything else that is counted."""
     return column(name, BigInteger(), null=null, default=default)
-
-
-class SchemaVersionRow(Base, table=True):
-    """One row: the version of the schema that ``create_schema`` made."""
-
-    __tablename__ = "schema_version"
-    version: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))

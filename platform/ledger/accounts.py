@@ -38,6 +38,8 @@ WALLETS: dict[str, tuple[Bucket, ...]] = {
     "model": (Bucket.EARNED, Bucket.PAYING),
 }
 
+_WITH_WALLETS = tuple(f"{kind}:" for kind in WALLETS)
+
 # The platform's accounts have no wallet row, which would be a hot one: their balance is the sum of their entries.
 ISSUER = Account("platform:issuer", Bucket.ISSUED)
 REVENUE = Account("platform:revenue", Bucket.REVENUE)
@@ -66,13 +68,13 @@ def name_of(account_id: str) -> str:
 
 def has_wallet(account_id: str) -> bool:
     """Whether the owner's balances are a row that each change counts."""
-    return kind_of(account_id) in WALLETS
+    return account_id.startswith(_WITH_WALLETS)
 
 
 def check_owner(field: str, value: Any) -> str:
     """The owner of a wallet: ``user:`` or ``model:``, and an identifier."""
     text = plain_string(value) or ""
-    if not has_wallet(text) or ":" not in text:
+    if not has_wallet(text):
         expected = " or ".join(f"{kind}:…" for kind in WALLETS)
         raise InvalidRequestError(field=field, value=value, expected=f"{expected}, with an identifier")
     check_identifier(field, name_of(text))

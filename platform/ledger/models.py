@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import DDL, BigInteger, CheckConstraint, Column, Index, Table, Text, UniqueConstraint, event
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Table, Text, UniqueConstraint
 from sqlmodel import Field
 
 from ..core.models import Base, UtcDateTime, column, points, text
@@ -93,33 +93,6 @@ TRANSACTIONS: Table = LedgerTransactionRow.__table__  # type: ignore[attr-define
 ENTRIES: Table = LedgerEntryRow.__table__  # type: ignore[attr-defined]
 LOG: Table = LedgerLogRow.__table__  # type: ignore[attr-defined]
 LOG_READERS: Table = LogReaderRow.__table__  # type: ignore[attr-defined]
-
-
-def _make_append_only(table: Table) -> None:
-    """Refuse UPDATE, DELETE and TRUNCATE in the database itself, on both engines."""
-    refused = f"{table.name} is append-only"
-    for action in ("UPDATE", "DELETE"):
-        trigger = f"CREATE TRIGGER {table.name}_no_{action.lower()} BEFORE {action} ON {table.name} "
-        _after_create(table, "sqlite", trigger + f"BEGIN SELECT RAISE(ABORT, '{refused}'); END")
-    function = f"{table.name}_append_only"
-    _after_create(
-        table,
-        "postgresql",
-        f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN RAISE EXCEPTION '{refused}' USING ERRCODE = 'restrict_violation'; END $$",
-        f"CREATE TRIGGER {function} BEFORE UPDATE OR DELETE OR TRUNCATE ON {table.name} "
-        f"FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
-    )
-
-
-def _after_create(table: Table, dialect: str, *statements: str) -> None:
-    for statement in statements:
-        ddl = DDL(statement)  # type: ignore[no-untyped-call]
-        event.listen(table, "after_create", ddl.execute_if(dialect=dialect))
-
-
-for _table in (TRANSACTIONS, ENTRIES, LOG):
-    _make_append_only(_table)
 
 
 @dataclass(frozen=True, kw_only=True)

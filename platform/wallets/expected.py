@@ -46,7 +46,10 @@ class Detail(FunctionElement[str]):
 @compiles(Detail, "postgresql")
 def _of_postgresql(element: Detail, compiler: Any, **options: Any) -> str:
     details, name = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"(CAST({details} AS jsonb) ->> {name})"
+    read = f"CAST({details} AS jsonb) ->> {name}"
+    # Before 16 the server cannot be asked, and one text that is no JSON ends the check.
+    asks = compiler.dialect.server_version_info >= (16,)
+    return f"(CASE WHEN pg_input_is_valid({details}, 'jsonb') THEN {read} END)" if asks else f"({read})"
 
 
 @compiles(Detail, "sqlite")
@@ -92,7 +95,7 @@ def _sum(bucket: Bucket) -> ColumnElement[int]:
 
 def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
     """The rows of the escrow items as the holds, and what ended them, give them."""
-    hold, end = TRANSACTIONS.alias("hold"), TRANSACTIONS.alias("ended_by")
+    hold, end = TRANSACTIONS.alias("began"), TRANSACTIONS.alias("ended")
     held, to_model, to_user = ENTRIES.alias("held"), ENTRIES.alias("to_model"), ENTRIES.alias("to_user")
     ended = and_(
         end.c.escrow_id == hold.c.escrow_id,

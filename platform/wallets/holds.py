@@ -65,5 +65,6 @@ def _ended(request: Any, values: dict[str, Any], copies: tuple[str, ...]) -> Cha
         values=values,
         copies=copies,
         at="processed_at",
-        tells=("currency", "feature_type"),
+        # Its id too: the request's may be longer than any that there is.
+        tells=("escrow_id", "currency", "feature_type"),
     )

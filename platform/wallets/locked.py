@@ -126,8 +126,11 @@ def read(connection: Connection, wanted: Sequence[Wanted]) -> UnitOfWork:
     work = UnitOfWork()
     for shape, alike in _grouped(wanted, lambda each: each.shape):
         _read_shape(connection, shape, [each.values for each in alike], work)
-    told = (row.now.get("transaction_id") for row in work.rows.values())
-    for ids in chunks([each for each in told if each is not None]):
+    # A claim tells which transaction has made it.
+    told = {str(row.now["transaction_id"]) for row in work.rows.values() if "transaction_id" in row.now} - set(
+        work.by_id
+    )
+    for ids in chunks(sorted(told)):
         work.by_id.update((each.transaction_id, each) for each in ledger_store.transactions(connection, ids))
     return work
 

@@ -102,7 +102,7 @@ def test_earnings_are_final_prices_and_a_second_run_moves_nothing(
         "earnings 430, final prices 2,419, difference -1,989",
         "auction anomaly (vase) has earned 10 for a final price of 1,999: the price is above every bid in the record",
         "the books balance (points): entries sum to 0; held escrow 0 = 0 escrow balances; "
-        "wallets and ledger: available 559 = 559, escrow 0 = 0, earned 430 = 430",
+        "wallets and ledger: available 559 = 559, escrow 0 = 0, earned 430 = 430, paying 0 = 0",
     ]
     assert {model: world.wallets.get_model_balance(model).earned for model in ("full", "split", "anomaly")} == {
         "full": 300,
@@ -271,7 +271,7 @@ def test_an_anomalous_price_does_not_excuse_other_earnings(replay: Replay, world
 def test_books_that_do_not_balance_fail(replay: Replay, sqlite_url: str) -> None:
     assert replay(RECORD, "--database", sqlite_url).status == 0
     with Database(sqlite_url) as database, database.engine.begin() as connection:
-        connection.execute(text("UPDATE user_wallets SET available = available + 1 WHERE user_id = 'ana'"))
+        connection.execute(text("UPDATE user_wallets SET available = available + 1 WHERE owner_id = 'user:ana'"))
     outcome = replay(RECORD, "--database", sqlite_url)
     assert (outcome.status, outcome.err) == (1, "")
     assert "THE BOOKS DO NOT BALANCE (points)" in outcome.out
@@ -419,7 +419,7 @@ def test_real_auctions_earn_their_final_prices_but_for_the_anomaly(replay: Repla
         assert sums.startswith(f"earnings {earned:,}, final prices {earned + 25_000:,}, ")
         assert "has earned 500 for a final price of 25,500: the price is above every bid in the record" in anomaly
         assert books_line.startswith("the books balance (points)")
-        assert books_line.endswith(f"earned {earned:,} = {earned:,}")
+        assert books_line.endswith(f"earned {earned:,} = {earned:,}, paying 0 = 0")
     assert {auction for auction in chosen if world.wallets.get_model_balance(auction).earned != prices[auction]} == {
         "3016587753"
     }

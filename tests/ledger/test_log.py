@@ -280,7 +280,7 @@ def test_a_digest_holds_whatever_text_the_columns_hold(unaudited: World) -> None
     world = unaudited
     with world.database.engine.begin() as connection:
         for number, raw in enumerate([CONTROLS[1:], *TEXTS, "", " ", "x" * 20_000]):
-            texts = {"metadata_json": raw, "details_json": raw if number % 2 else None}
+            texts: dict[str, Any] = {"metadata_json": raw, "details_json": raw if number % 2 else None}
             _record(connection, world, f"user-{number}", **texts, request_id=raw[:128])
     assert world.ledger.seal().waiting == 0
     check_complete(world)
@@ -687,7 +687,7 @@ def test_a_reader_never_passes_a_place_where_something_is_missing(unaudited: Wor
         seen: list[int] = []
         with pytest.raises(LedgerDamagedError) as error:
             read_to_the_end(world, limit, seen)
-        assert error.value.details == {"position": 3}
+        assert error.value.details == {"what": "position 3 of the log", "position": 3}
         assert seen == list(range(1, len(seen) + 1))
         assert len(seen) <= 2
     assert world.ledger.read_log(5, 2)[0].position == 6

@@ -361,8 +361,9 @@ def test_of_several_wrongs_the_first_of_the_table_is_named(limits: World, operat
 
 def test_a_used_key_wins_over_missing_points_and_over_the_limit(limits: World) -> None:
     world = limits
-    requests = [world.hold_request(amount=30), world.credit_request(amount=1), world.deposit_request(amount=1)]
-    for request in (*requests, world.spend_request(amount=30), world.transfer_request(amount=30)):
+    requests: list[Any] = [world.hold_request(amount=30), world.credit_request(amount=1)]
+    requests += [world.deposit_request(amount=1), world.spend_request(amount=30), world.transfer_request(amount=30)]
+    for request in requests:
         world.send(request)
         other = replace(request, amount=MAX_POINTS)
         for service in (world.wallets, world.service()):
@@ -370,7 +371,7 @@ def test_a_used_key_wins_over_missing_points_and_over_the_limit(limits: World) -
                 world.send(other, service)
 
 
-UNAUTHORIZED = {
+UNAUTHORIZED: dict[str, Make] = {
     "credit_user": World.credit_request,
     "hold_in_escrow": World.hold_request,
     "spend_points": World.spend_request,
@@ -414,8 +415,8 @@ def test_nothing_ends_a_hold_without_the_authorization_for_it(world: World, oper
 def test_somebody_who_keeps_the_rows_locked_is_reported_as_contention(world: World) -> None:
     world.credit(amount=100)
     world.credit("ben")
-    requests = [world.credit_request(), world.hold_request(), world.spend_request(), world.transfer_request()]
-    requests += [world.deposit_request(), world.open_request()]
+    requests: list[Any] = [world.credit_request(), world.hold_request(), world.spend_request()]
+    requests += [world.transfer_request(), world.deposit_request(), world.open_request()]
     with Database(world.database.engine.url, lock_timeout_ms=1) as impatient, world.database.engine.begin() as other:
         if impatient.is_sqlite:
             event.listen(impatient.engine, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout=1"))
