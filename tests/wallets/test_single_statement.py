@@ -261,6 +261,7 @@ class Seen:
 
     wallet: dict[Bucket, int] = field(default_factory=dict)
     found: dict[str, Any] | None = None
+    currency: str = "points"
 
     def balances(self, owner_id: str) -> dict[Bucket, int]:
         return self.wallet
@@ -333,10 +334,10 @@ def test_what_a_wallet_must_have_is_the_same_in_a_refusal_and_in_a_guard(
         assert rows.holds(guard, f"{kind}_wallets", row) is (refusal is None), (need, there)
         assert need.answered_by(Seen(wallet=there)) is None
         if isinstance(refusal, InsufficientBalanceError):
-            assert refusal.details == {"required": amount, "available": there[account.bucket]}
+            assert refusal.details == {"required": amount, "available": there[account.bucket], "currency": "points"}
         elif refusal is not None:
             told = {} if private else {"balance": sum(there.values())}
-            assert refusal.details == {"limit": MAX_POINTS, "amount": amount, **told}
+            assert refusal.details == {"limit": MAX_POINTS, "amount": amount, "currency": "points", **told}
     # What is not there has nothing, and room for anything.
     assert Enough(account, amount).refusal(Seen()) is not None
     assert Room(account, amount).refusal(Seen()) is None
