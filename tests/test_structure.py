@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from points_platform import cli, core, events, ledger, queue, wallets
+from points_platform import cli, core, events, ledger, migrations, queue, wallets
 from points_platform.core import errors, refusals
 from points_platform.ledger.accounts import CHART
 from points_platform.wallets.operations import OPERATIONS
@@ -25,8 +25,8 @@ from points_platform.wallets.operations import OPERATIONS
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "platform"
 # Each imports from those before it and from itself.
-LAYERS = ("core", "ledger", "events", "wallets", "queue", "cli")
-PUBLIC = (core, ledger, events, wallets, queue, cli)
+LAYERS = ("migrations", "core", "ledger", "events", "wallets", "queue", "cli")
+PUBLIC = (migrations, core, ledger, events, wallets, queue, cli)
 MODULES = sorted(SOURCE.rglob("*.py"))
 TREES = {module.relative_to(SOURCE).as_posix(): ast.parse(module.read_text()) for module in MODULES}
 
@@ -49,6 +49,7 @@ SQL_FILES = {
     "database.py",
     "engines.py",
     "models.py",
+    "revisions.py",
 }
 SQL_NAMES = {"select", "insert", "update", "delete", "text", "union", "union_all", "DDL"}
 
@@ -98,26 +99,27 @@ def test_imports_run_one_way() -> None:
     assert against == []
 
 
-def test_only_the_creation_of_the_schema_imports_by_name() -> None:
+def test_only_the_list_of_all_tables_imports_by_name() -> None:
+    """A host's autogenerate wants them all; what makes them are literal statements at the bottom of the house."""
     dynamic = {
         (module, name)
         for module, tree in TREES.items()
         for name in calls(tree)
         if name in {"import_module", "__import__", "exec", "eval", "spec_from_file_location", "find_loader"}
     }
-    assert dynamic == {("core/database.py", "import_module")}
-    (create_schema,) = (
+    assert dynamic == {("migrations/revisions.py", "import_module")}
+    (metadata,) = (
         node
-        for node in ast.walk(TREES["core/database.py"])
-        if isinstance(node, ast.FunctionDef) and node.name == "create_schema"
+        for node in ast.walk(TREES["migrations/revisions.py"])
+        if isinstance(node, ast.FunctionDef) and node.name == "metadata"
     )
-    assert "import_module" in set(calls(create_schema))
+    assert "import_module" in set(calls(metadata))
 
 
 def test_the_core_can_be_imported_without_the_packages_above() -> None:
     program = "import sys, points_platform.core; print(*(m for m in sys.modules if m.startswith('points_platform.')))"
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {module.split(".")[1] for module in ran.stdout.split()} == {"core"}
+    assert {module.split(".")[1] for module in ran.stdout.split()} == {"core", "migrations"}
 
 
 def test_no_terminal_package_is_imported_outside_the_command_line() -> None:
@@ -141,7 +143,9 @@ def test_sql_stands_only_in_the_files_made_for_it() -> None:
         if STATEMENT_CALLS & set(calls(tree))
         or any(source.startswith(("sqlalchemy", "sqlmodel")) and name in SQL_NAMES for source, name in imports(module))
     }
-    assert {module for module in speaking if module.split("/")[-1] not in SQL_FILES} == set()
+    assert {
+        module for module in speaking if module.split("/")[-1] not in SQL_FILES and "versions/" not in module
+    } == set()
     assert {"wallets/locked.py", "ledger/store.py", "core/database.py"} <= speaking
 
 

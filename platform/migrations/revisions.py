@@ -60,8 +60,8 @@ def stamp_of(connection: Connection) -> Stamp | None:
 def upgrade(connection: Connection) -> None:
     """Bring the database to this release's schema, in the connection's transaction; what is there already stays.
 
-    A database of a newer release is left as it is. Waits for whoever upgrades it at the same time. Raises
-    ``TableInTheWayError`` before anything is created, and SQLAlchemy's errors.
+    A database of a newer release, or of none that is known, is left as it is. Waits for whoever upgrades it at the
+    same time. Raises ``TableInTheWayError`` before anything is created, and SQLAlchemy's errors.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
@@ -70,15 +70,19 @@ def upgrade(connection: Connection) -> None:
     if stamp is None:
         _check_room(connection)
         connection.execute(text(_VERSIONS))
-    elif stamp.revision >= HEAD:
-        return
     scripts = ScriptDirectory(FOLDER, version_locations=[FOLDER / "versions"])
+    if stamp is not None and (stamp.revision >= HEAD or stamp.revision not in _known(scripts)):
+        return
     options = {
         "version_table": VERSION_TABLE,
         "fn": lambda revision, context: scripts._upgrade_revs(HEAD, revision),
     }
     context = MigrationContext.configure(connection, opts=options)
     context.run_migrations(execute=context.execute, dialect=connection.dialect.name)
+
+
+def _known(scripts: ScriptDirectory) -> set[str]:
+    return {script.revision for script in scripts.walk_revisions()}
 
 
 def _check_room(connection: Connection) -> None:

@@ -25,6 +25,7 @@ from points_platform.core import (
 )
 from points_platform.core.models import UtcDateTime
 from points_platform.ledger import LedgerService
+from points_platform.migrations import HEAD
 from points_platform.wallets import WalletService
 from support.recount import recount
 from support.statements import statements
@@ -421,9 +422,9 @@ def schema_of(database: Database) -> list[Any]:
         return [tuple(row) for row in connection.execute(text(catalogue))]
 
 
-def versions(database: Database) -> list[int]:
+def versions(database: Database) -> list[str]:
     with database.engine.connect() as connection:
-        return list(connection.scalars(text("SELECT version FROM schema_version")))
+        return list(connection.scalars(text("SELECT version_num FROM points_platform_schema")))
 
 
 def test_create_schema_is_idempotent_and_leaves_rows_alone(empty_url: str) -> None:
@@ -438,14 +439,14 @@ def test_create_schema_is_idempotent_and_leaves_rows_alone(empty_url: str) -> No
         database.create_schema()
         with Database(empty_url) as another:
             another.create_schema()
-        assert (schema_of(database), world.snapshot(), versions(database)) == (made, before, [1])
+        assert (schema_of(database), world.snapshot(), versions(database)) == (made, before, [HEAD])
 
 
 def test_eight_threads_can_create_the_schema_at_once(empty_url: str) -> None:
     databases = [Database(empty_url) for _ in range(4)]
     outcomes = at_once(*(database.create_schema for database in databases * 2))
     assert outcomes == [None] * 8
-    assert versions(databases[0]) == [1]
+    assert versions(databases[0]) == [HEAD]
     world = World(databases[0])
     world.credit()
     recount(databases[0])
@@ -471,7 +472,7 @@ def test_four_processes_can_create_the_schema_at_once(empty_url: str) -> None:
         worker.join(timeout=60)
     assert [worker.exitcode for worker in workers] == [0] * 4
     with Database(empty_url) as database:
-        assert versions(database) == [1]
+        assert versions(database) == [HEAD]
         World(database).credit()
 
 
@@ -483,12 +484,12 @@ def test_a_schema_that_somebody_else_makes_right_before_ours_is_taken_as_it_is(p
         raced: list[None] = []
 
         def race(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-            if "CREATE TABLE" in statement and not raced:
+            if "pg_advisory_xact_lock" in statement and not raced:
                 raced.append(faster.create_schema())  # type: ignore[func-returns-value]
 
         event.listen(database.engine, "before_cursor_execute", race)
         database.create_schema()
-        assert (raced, versions(database)) == ([None], [1])
+        assert (raced, versions(database)) == ([None], [HEAD])
         World(database).credit()
         recount(database)
 
@@ -512,24 +513,64 @@ def test_a_database_without_the_schema_is_refused_with_what_to_do_and_works_once
         for call in everything(world):
             with pytest.raises(SchemaVersionError, match=r"create_schema\(\)") as refused:
                 call()
-            assert refused.value.details == {"found": None, "expected": 1}
+            assert refused.value.details == {"found": None, "expected": HEAD}
             assert not refused.value.retryable
         database.create_schema()
         assert not world.credit().replayed
 
 
-@pytest.mark.parametrize("found", [0, 2])
-def test_a_schema_of_another_version_is_refused_and_nothing_is_added_to_it(empty_url: str, found: int) -> None:
-    with Database(empty_url) as database:
-        with database.engine.begin() as connection:
-            connection.execute(text("CREATE TABLE schema_version (version INTEGER PRIMARY KEY)"))
-            connection.execute(text(f"INSERT INTO schema_version VALUES ({found})"))
+def stamp(database: Database, revision: str, oldest_writer: str) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE points_platform_schema SET version_num = :revision, oldest_writer = :oldest_writer"),
+            {"revision": revision, "oldest_writer": oldest_writer},
+        )
+
+
+@pytest.mark.parametrize("found", ["0000", "9999"])
+def test_a_schema_that_this_release_may_not_write_to_is_refused_and_left_as_it_is(url: str, found: str) -> None:
+    with Database(url) as database:
+        stamp(database, found, found)
         before = schema_of(database)
+    with Database(url) as database:
         for call in [database.create_schema, *everything(World(database))]:
             with pytest.raises(SchemaVersionError) as refused:
                 call()
-            assert refused.value.details == {"found": found, "expected": 1}
+            assert refused.value.details == {"found": found, "expected": HEAD}
         assert (schema_of(database), versions(database)) == (before, [found])
+
+
+def test_a_newer_schema_that_lets_this_release_write_serves(url: str) -> None:
+    with Database(url) as database:
+        stamp(database, "9999", HEAD)
+        database.create_schema()
+        assert versions(database) == ["9999"]
+        World(database).credit()
+
+
+@pytest.mark.parametrize("table", ["user_wallets", "ledger_log", "deposit_claims"])
+def test_a_table_in_the_way_is_refused_by_name_and_nothing_is_created(empty_url: str, table: str) -> None:
+    with Database(empty_url) as database:
+        with database.engine.begin() as connection:
+            connection.execute(text(f"CREATE TABLE {table} (id INTEGER)"))
+        before = schema_of(database)
+        with pytest.raises(InvalidRequestError, match=f"a table {table} that is not the module's") as refused:
+            database.create_schema()
+        assert (refused.value.details["field"], refused.value.retryable) == ("database", False)
+        assert schema_of(database) == before
+
+
+def test_a_hosts_own_schema_version_is_not_taken_for_ours(empty_url: str) -> None:
+    with Database(empty_url) as database:
+        with database.engine.begin() as connection:
+            connection.execute(text("CREATE TABLE schema_version (version INTEGER)"))
+            connection.execute(text("INSERT INTO schema_version VALUES (1)"))
+        with pytest.raises(SchemaVersionError, match=r"create_schema\(\)"):
+            World(database).credit()
+        database.create_schema()
+        World(database).credit()
+        with database.engine.connect() as connection:
+            assert list(connection.scalars(text("SELECT version FROM schema_version"))) == [1]
 
 
 def test_a_creation_that_was_cut_off_leaves_nothing_and_can_be_repeated(empty_url: str) -> None:
@@ -537,7 +578,7 @@ def test_a_creation_that_was_cut_off_leaves_nothing_and_can_be_repeated(empty_ur
         nothing = schema_of(database)
 
         def cut(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-            if statement.startswith("INSERT INTO schema_version"):
+            if statement.startswith("INSERT INTO points_platform_schema"):
                 raise KeyboardInterrupt
 
         event.listen(database.engine, "before_cursor_execute", cut)
@@ -546,7 +587,7 @@ def test_a_creation_that_was_cut_off_leaves_nothing_and_can_be_repeated(empty_ur
         event.remove(database.engine, "before_cursor_execute", cut)
         assert schema_of(database) == nothing
         database.create_schema()
-        assert versions(database) == [1]
+        assert versions(database) == [HEAD]
 
 
 def test_create_schema_on_a_database_that_refuses_is_storage_unavailable(empty_url: str) -> None:

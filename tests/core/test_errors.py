@@ -57,7 +57,7 @@ TABLE: list[tuple[type[WalletError], str, bool, dict[str, Any]]] = [
     ),
     (OptimisticLockError, "optimistic_lock", True, {"attempts": 4}),
     (StorageUnavailableError, "storage_unavailable", True, {"cause": "08006"}),
-    (SchemaVersionError, "schema_version", False, {"found": None, "expected": 1}),
+    (SchemaVersionError, "schema_version", False, {"found": None, "expected": "0001"}),
     (LedgerDamagedError, "ledger_damaged", False, {"what": "position 7 of the log", "position": 7}),
 ]
 EVERY_ERROR = pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_the_schema_is_created_at_the_level(postgresql_url: str, level: str) -> 
     seen = set()
 
     def look(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
-        if sql.startswith("INSERT INTO schema_version"):
+        if sql.startswith("INSERT INTO points_platform_schema"):
             seen.add(connection.exec_driver_sql("SHOW transaction_isolation").scalar_one().upper())
 
     with Database(postgresql_url, isolation_level=level) as database:

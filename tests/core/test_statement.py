@@ -262,7 +262,7 @@ ERRORS = {
     "42601": "SELEC %(text)s::text",
     "42P01": "SELECT %(text)s::text FROM nowhere",
     "42P18": "SELECT pg_typeof(%(text)s)",
-    "23505": "INSERT INTO schema_version SELECT version FROM schema_version WHERE %(text)s::text <> ''",
+    "23505": "INSERT INTO points_platform_schema SELECT * FROM points_platform_schema WHERE %(text)s::text <> ''",
     "23502": "INSERT INTO user_wallets (owner_id) VALUES (%(text)s)",
     "23001": "UPDATE ledger_entries SET amount = 1 WHERE account_id = %(text)s",
 }

@@ -11,7 +11,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from points_platform.core import Base, Database
-from points_platform.core.models import SCHEMA_VERSION
+from points_platform.migrations import HEAD, Stamp, stamp_of
 from support.connections import administrator, scalar
 from support.databases import PostgreSQLDatabases, SQLiteDatabases
 from support.emptied import Template
@@ -108,10 +108,10 @@ def test_several_at_once_are_several(postgresql_databases: PostgreSQLDatabases, 
 
 
 ROWS = {
-    "a version changed": "UPDATE schema_version SET version = 99",
-    "a version deleted": "DELETE FROM schema_version",
-    "a version added": "INSERT INTO schema_version VALUES (99)",
-    "many versions": "INSERT INTO schema_version SELECT g FROM generate_series(100, 2000) AS g",
+    "a version changed": "UPDATE points_platform_schema SET version_num = '99'",
+    "a version deleted": "DELETE FROM points_platform_schema",
+    "a version added": "INSERT INTO points_platform_schema VALUES ('99')",
+    "many versions": "INSERT INTO points_platform_schema SELECT g FROM generate_series(100, 2000) AS g",
 }
 CATALOGUE = {
     "a table": "CREATE TABLE notes (note text)",
@@ -124,8 +124,9 @@ CATALOGUE = {
     "a table by another name": "ALTER TABLE user_wallets RENAME TO wallets",
     "a copy in its place": "CREATE TABLE copied AS SELECT * FROM ledger_log; DROP TABLE ledger_log;"
     " ALTER TABLE copied RENAME TO ledger_log",
-    "the same table again": "CREATE TABLE again (LIKE schema_version INCLUDING ALL); DROP TABLE schema_version;"
-    " ALTER TABLE again RENAME TO schema_version; INSERT INTO schema_version VALUES (1)",
+    "the same table again": "CREATE TABLE again (LIKE points_platform_schema INCLUDING ALL);"
+    " DROP TABLE points_platform_schema; ALTER TABLE again RENAME TO points_platform_schema;"
+    " INSERT INTO points_platform_schema VALUES ('0001')",
     "a column": "ALTER TABLE user_wallets ADD COLUMN note text",
     "no column": "ALTER TABLE escrow_items DROP COLUMN model_id",
     "a column of another type": "ALTER TABLE ledger_log ALTER COLUMN hash TYPE varchar(99)",
@@ -165,7 +166,7 @@ CATALOGUE = {
     "a right to a column": "GRANT SELECT (available) ON user_wallets TO PUBLIC",
     "a right in the schema": "GRANT CREATE ON SCHEMA public TO PUBLIC",
     "a right to come": "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
-    "statistics": "ANALYZE user_wallets, schema_version",
+    "statistics": "ANALYZE user_wallets, points_platform_schema",
     "extended statistics": "CREATE STATISTICS both_of ON available, escrow FROM user_wallets",
     "a large object": "SELECT lo_from_bytea(0, 'abc')",
 }
@@ -245,7 +246,7 @@ def test_what_a_test_has_left_running_is_ended_and_does_not_come_back(
             assert described(another) == pristine
             for connection in left:
                 with pytest.raises(psycopg.OperationalError):
-                    connection.execute("INSERT INTO schema_version VALUES (99)")
+                    connection.execute("INSERT INTO points_platform_schema VALUES ('99')")
             with pytest.raises(psycopg.OperationalError):
                 stack.enter_context(administrator(url))
             assert described(another) == pristine
@@ -274,5 +275,6 @@ def test_a_sqlite_file_is_a_copy_that_is_gone_afterwards(tmp_path: Path) -> None
         World(database).credit()
         with Database(second) as other:
             assert World(other).snapshot()["ledger_entries"] == []
-            assert World(other).snapshot()["schema_version"] == [(SCHEMA_VERSION,)]
+            with other.engine.connect() as connection:
+                assert stamp_of(connection) == Stamp(HEAD, HEAD)
     assert [path.name for path in tmp_path.iterdir()] == ["template.db"]

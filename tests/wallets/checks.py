@@ -38,7 +38,7 @@ NOT_COMPARED = {"idempotency_key", "request_id"}
 WHOSE = {"user_id", "owner"}
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIME = re.compile(r"datetime\.datetime\(.*?tzinfo=datetime\.timezone\.utc\)")
-TABLES = {table.name: table for table in Base.metadata.sorted_tables if table.name != "schema_version"}
+TABLES = {table.name: table for table in Base.metadata.sorted_tables}
 Rows = dict[str, list[dict[str, Any]]]
 Send = Callable[[World, Any], Any]
 
