@@ -18,6 +18,8 @@ from .engines import AUTOCOMMIT, READ_ONLY, check_transactional, create, level_o
 from .errors import InvalidRequestError, SchemaVersionError, WalletError
 from .failures import (
     FAILURES,
+    REPEAT,
+    START_OVER,
     is_lost,
     is_miss,
     is_transient,
@@ -25,6 +27,7 @@ from .failures import (
     translate,
     translated,
 )
+from .logs import say
 from .statement import ISOLATION_LEVELS, Parameters, Row, Statement, give_up, in_transaction
 
 T = TypeVar("T")
@@ -140,7 +143,8 @@ class Database:
         """Once: a database of another version, or of none, is refused before anything is read or written."""
         if self._schema_checked:
             return
-        with translated(), nullcontext(joined) if joined else self._plain() as connection:
+        again = START_OVER if joined else REPEAT
+        with translated(again), nullcontext(joined) if joined else self._plain() as connection:
             found = stamp_of(connection)
         if found is None or not found.serves:
             raise SchemaVersionError(found=found and found.revision, expected=HEAD)
@@ -210,7 +214,7 @@ class Database:
                     # An attempt that was lost may have been committed: contention after it proves nothing.
                     raise lost or failure from error
                 number += 1
-                log.debug("attempt %d: %s", number, failure.code, extra={"attempt": number, "code": failure.code})
+                say(log, logging.DEBUG, "attempt %d: %s", number, failure.code, attempt=number, code=failure.code)
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
@@ -267,7 +271,7 @@ class Database:
             except FAILURES as error:
                 self._give_up_what_sqlite_has_rolled_back(session)
                 if number == JOINED_ATTEMPTS or not is_unique_violation(error):
-                    raise translate(error, attempts=number) from error
+                    raise translate(error, attempts=number, again=START_OVER) from error
                 number += 1
 
     def _check_joinable(self, connection: Connection) -> None:
@@ -336,4 +340,7 @@ def _listen_for_the_end(session: Session, pending: dict[object, Any]) -> None:
             committed.clear()
             pending.clear()
             for items, deliver in deliveries:
-                deliver(items)
+                try:
+                    deliver(items)
+                except Exception:  # the caller's commit stands, and must not fail
+                    say(log, logging.WARNING, "a delivery after a commit failed", exc_info=True, items=items)

@@ -1,12 +1,14 @@
-"""What an error of SQLAlchemy or a driver means: decided by code, never by message text."""
+"""What an error of SQLAlchemy or a driver means, and what to do about it: decided by code, not by message text."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, PendingRollbackError, SQLAlchemyError, UnboundExecutionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from .errors import OptimisticLockError, StorageUnavailableError, WalletError
+from .errors import SEND_AGAIN, Advice, OptimisticLockError, StorageUnavailableError, WalletError
 
 # PostgreSQL: serialization failure, deadlock, lock timeout, and a unique violation, which among our own
 # writes can only be an idempotency key or a row made at the same time: the next read answers it.
@@ -19,6 +21,41 @@ LOST = {"08000", "08001", "08003", "08004", "08006", "08007", "57P01", "57P02", 
 # SQLite: busy and locked (primary codes), and violations of a unique index or primary key (extended codes).
 SQLITE_CONFLICTS = {5, 6}
 SQLITE_UNIQUE_VIOLATIONS = {1555, 2067}
+# It has one code for whatever is wrong with a statement; only its words, which are never translated, tell more.
+SQLITE_ERROR = 1
+NO_SUCH = ("no such table", "no such column")
+
+REPEAT = Advice("it can simply be repeated")
+START_OVER = Advice("roll your transaction back, and start it over with the same request and the same key")
+ROLL_BACK = Advice("your transaction has failed before; roll it back, and start it over", retryable=False)
+BIND = Advice("the session is bound to no engine; make it with Session(database.engine)", retryable=False)
+CREATE_SCHEMA = Advice(
+    "{server}; call create_schema(), and see to it that the search path finds the module's tables", retryable=False
+)
+GRANT = Advice(
+    "{server}; operations need SELECT, INSERT and UPDATE on every table of the module and USAGE of their schema, "
+    "create_schema() also CREATE",
+    retryable=False,
+)
+WRITABLE = Advice("it takes no writes: a replica, or set or mounted read-only; use one that does", retryable=False)
+MEND = Advice("the same would fail again in the same way, so its cause has to be mended first", retryable=False)
+UNDEFINED_TABLE, UNDEFINED_COLUMN, UNDEFINED_SCHEMA = "42P01", "42703", "3F000"
+ADVICE: dict[str | int | None, Advice] = {
+    UNDEFINED_TABLE: CREATE_SCHEMA,
+    UNDEFINED_COLUMN: CREATE_SCHEMA,
+    UNDEFINED_SCHEMA: CREATE_SCHEMA,
+    "42501": GRANT,
+    "25006": WRITABLE,
+    "25P02": ROLL_BACK,
+    8: WRITABLE,  # SQLITE_READONLY
+}
+# What fails again as it is. PostgreSQL: classes of SQLSTATEs (features, data, constraints, the state of the
+# transaction, names and rights, limits of the program, what a trigger raises), and damage. SQLite: primary result
+# codes (an error in the statement, rights, damage, constraints, types, parameters, no database).
+PERMANENT_CLASSES = {"0A", "22", "23", "25", "28", "3D", "42", "44", "54", "P0"}
+PERMANENT = {"XX001", "XX002", 1, 3, 11, 12, 19, 20, 23, 25, 26}
+# Where SQLAlchemy itself gives up waiting, another try may find it better; everything else is how it is used.
+PASSING = (PoolTimeoutError, DisconnectionError)
 
 
 class Stale(Exception):  # noqa: N818 - a state of affairs, not a mistake
@@ -31,19 +68,56 @@ FAILURES = (Stale, SQLAlchemyError, psycopg.Error, UnicodeEncodeError, NotImplem
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn whatever SQLAlchemy or the driver raises inside into one of the module's errors."""
+def translated(again: Advice = REPEAT) -> Iterator[None]:
+    """Turn whatever SQLAlchemy or the driver raises inside, where nothing is written, into the module's errors.
+
+    ``again`` is what to do where another try can help.
+    """
     try:
         yield
     except (*FAILURES, ValueError) as error:  # a ValueError is a time in SQLite that is none
-        raise translate(error) from error
+        raise translate(error, again=again) from error
 
 
-def translate(error: Exception, attempts: int = 1) -> WalletError:
-    """The module's error for one of the database's: contention, or a database that did not do its work."""
+def translate(error: Exception, attempts: int = 1, again: Advice = SEND_AGAIN) -> WalletError:
+    """The module's error for one of the database's: contention, or a database that did not do its work.
+
+    ``again`` is what to do where another try can help.
+    """
     if isinstance(error, Stale) or _is_conflict(error):
         return OptimisticLockError(attempts=attempts)
-    return StorageUnavailableError(cause=_code(error) or type(_of_driver(error)).__name__)
+    advice = _advice(error, again)
+    told = {"server": _said(error)} if "{server}" in advice.text else {}
+    return StorageUnavailableError(advice=advice, cause=_code(error) or type(_of_driver(error)).__name__, **told)
+
+
+def _advice(error: Exception, again: Advice) -> Advice:
+    code = _code(error)
+    code = code & 0xFF if isinstance(code, int) else code
+    if is_lost(error) or isinstance(error, PASSING):
+        return again
+    if isinstance(error, UnboundExecutionError):
+        return BIND
+    if isinstance(error, PendingRollbackError):
+        return ROLL_BACK
+    if code in ADVICE:
+        return ADVICE[code]
+    if code == SQLITE_ERROR and _said(error).startswith(NO_SUCH):
+        return CREATE_SCHEMA
+    return MEND if _is_permanent(error, code) else again
+
+
+def _is_permanent(error: Exception, code: str | int | None) -> bool:
+    if code is None:  # not the database's: SQLAlchemy's, a text that does not fit, a time that is none
+        return not isinstance(_of_driver(error), psycopg.Error | sqlite3.Error)
+    return code in PERMANENT or (isinstance(code, str) and code[:2] in PERMANENT_CLASSES)
+
+
+def _said(error: Exception) -> str:
+    """The server's own words, without the values that its details and hints may have."""
+    original = _of_driver(error)
+    diagnostic = getattr(original, "diag", None)
+    return getattr(diagnostic, "message_primary", None) or str(original)
 
 
 def is_transient(error: Exception) -> bool:

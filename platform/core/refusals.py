@@ -45,6 +45,7 @@ class InvalidAuthorizationError(WalletError):
     """
 
     code = "invalid_authorization"
+    http_status = 403
     template = "the authorization is refused ({cause})"
 
     def __init__(self, **details: Any) -> None:
@@ -55,16 +56,33 @@ class InvalidAuthorizationError(WalletError):
 
 
 class IdempotencyConflictError(WalletError):
-    """The key stands for another request already. ``details``: key, fields (a tuple of the names that differ)."""
+    """The key stands for another request already, which was carried out.
+
+    ``details``: key, fields (a tuple of the names that differ). Where nothing but the currency differs, and the
+    request names none, also recorded (the currency of then) and meant (the configured one, which naming none means
+    here): most likely the configuration has changed, and with a new key the operation would happen twice.
+    """
 
     code = "idempotency_conflict"
-    template = "idempotency key {key} was used with other values of {fields}; use a new key for a new request"
+    http_status = 409
+    template = (
+        "idempotency key {key} has carried out a request with other values of {fields}; send that one unchanged for "
+        "its answer, and take another key only for what is to happen beside it"
+    )
+    template_of_currency = (
+        "idempotency key {key} has carried out this request in {recorded}; it names no currency, which means {meant} "
+        "as configured here: name {recorded} for its answer, since with another key it would happen twice"
+    )
+
+    def _template(self) -> str:
+        return self.template_of_currency if "meant" in self.details else self.template
 
 
 class DepositConflictError(WalletError):
     """The source's reference has been credited otherwise. ``details``: source, reference, fields (that differ)."""
 
     code = "deposit_conflict"
+    http_status = 409
     template = "{reference} of {source} was deposited with other values of {fields}; a reference is credited once"
 
 
@@ -72,6 +90,7 @@ class EscrowNotFoundError(WalletError):
     """This user has no such escrow item. ``details``: escrow_id."""
 
     code = "escrow_not_found"
+    http_status = 404
     template = "there is no escrow item {escrow_id} of this user"
 
 
@@ -79,6 +98,7 @@ class EscrowAlreadyProcessedError(WalletError):
     """The escrow item was settled or refunded before. ``details``: escrow_id, status."""
 
     code = "escrow_already_processed"
+    http_status = 409
     template = "escrow item {escrow_id} is {status} already; it leaves 'held' only once"
 
 
@@ -86,18 +106,24 @@ class EscrowMismatchError(WalletError):
     """The request contradicts the hold. ``details``: field, expected (the hold's), given."""
 
     code = "escrow_mismatch"
+    http_status = 409
     template = "the hold's {field} is {expected}, the request says {given}"
 
 
 class InsufficientBalanceError(WalletError):
-    """Too few points are available. ``details``: required, available."""
+    """Too few points of a currency are available. ``details``: required, available, currency."""
 
     code = "insufficient_balance"
-    template = "{required} points are required, {available} are available"
+    http_status = 402
+    template = "{required} {currency} are required, {available} are available"
 
 
 class BalanceLimitError(WalletError):
-    """A balance would exceed the limit. ``details``: limit, amount, and balance where it is the caller's to know."""
+    """A balance would exceed the limit.
+
+    ``details``: limit, amount, currency, and balance where it is the caller's to know.
+    """
 
     code = "balance_limit"
-    template = "the balance cannot take {amount} more; the limit is {limit} points"
+    http_status = 409
+    template = "the balance cannot take {amount} more; the limit is {limit} {currency}"

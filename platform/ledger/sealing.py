@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from ..core.database import Database, HostSession, Retry
 from ..core.errors import InvalidRequestError
 from ..core.failures import Stale
+from ..core.logs import say
 from ..core.values import check_count, check_identifier, check_limit, now
 from . import log_store
 from .log import Candidate, Wallet, chained, in_order, watermark
@@ -157,7 +158,7 @@ class Sealer:
             try:
                 self._log.seal(sweep=number % self._sweep_every == 0)
             except Exception:
-                log.warning("sealing failed; it is tried again", exc_info=True)
+                say(log, logging.WARNING, "sealing failed; it is tried again", exc_info=True)
             if self._stopping.wait(self._interval):
                 return
 

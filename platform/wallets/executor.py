@@ -20,7 +20,7 @@ from ..events.service import EventBus
 from ..ledger.models import LedgerTransaction, TransactionDraft
 from ..ledger.service import LedgerService
 from . import at_once, locked
-from .announce import Announcer
+from .announce import Announcer, apart
 from .config import WalletConfig
 from .facts import Record
 from .operation import Decision, Occasion, Operation, Request, Response
@@ -188,7 +188,7 @@ class Executor:
         record, replayed = Record(transaction), task.replayed(transaction)
         if session is None:
             if remember:
-                self._remembered.keep(transaction)
+                apart(transaction, "the cache failed on", self._remembered.keep, transaction)
             if not replayed:
                 self._announcer.announce(record)
         elif not replayed:

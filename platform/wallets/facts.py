@@ -84,7 +84,10 @@ class Record:
             if name != "request_id" and _comparable(given[name]) != _comparable(recorded[name])
         )
         if differing:
-            raise IdempotencyConflictError(key=request.idempotency_key, fields=differing)
+            told = {"key": request.idempotency_key, "fields": differing}
+            if differing == ("currency",) and request.currency is None:
+                told |= {"recorded": recorded["currency"], "meant": currency}
+            raise IdempotencyConflictError(**told)
 
 
 def request_of(transaction: LedgerTransaction) -> Request:

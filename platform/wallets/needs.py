@@ -31,6 +31,11 @@ from .rows import Key
 class State(Protocol):
     """What a need is asked on. A wallet that is not there has nothing in it."""
 
+    @property
+    def currency(self) -> str:
+        """The currency of the operation."""
+        ...
+
     def balances(self, owner_id: str) -> Mapping[Bucket, int]:
         """The balances of an owner's wallet, in the currency of the operation."""
         ...
@@ -85,7 +90,9 @@ class Enough(Need):
     def refusal(self, state: State) -> WalletError | None:
         """Why not; in terms of the account."""
         balance = state.balances(self.account.account_id).get(self.account.bucket, 0)
-        return None if balance >= self.amount else InsufficientBalanceError(required=self.amount, available=balance)
+        if balance >= self.amount:
+            return None
+        return InsufficientBalanceError(required=self.amount, available=balance, currency=state.currency)
 
     def guard(self) -> Guard:
         """On the wallet."""
@@ -109,7 +116,7 @@ class Room(Need):
         if balance + self.amount <= MAX_POINTS:
             return None
         told = {} if self.private else {"balance": balance}
-        return BalanceLimitError(limit=MAX_POINTS, amount=self.amount, **told)
+        return BalanceLimitError(limit=MAX_POINTS, amount=self.amount, currency=state.currency, **told)
 
     def guard(self) -> Guard:
         """On the wallet, where it is there; a new one has room for any amount."""

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Table, and_, delete, insert, or_, select, upd
 
 from ..core.database import Database, Retry
 from ..core.errors import InvalidRequestError
+from ..core.logs import say
 from ..ledger.files import import_log
 from ..ledger.models import LogHead
 from .expected import EXPECTED, EXPLAINED
@@ -57,12 +58,8 @@ def apply(database: Database, drift: Drift) -> bool:
     """
     repaired: bool = database.run(partial(_repair, drift), retry=REPAIR)
     if repaired:
-        log.warning(
-            "repaired %s %s",
-            drift.table,
-            drift.key,
-            extra={"table": drift.table, "key": drift.key, "columns": drift.columns},
-        )
+        table, key = drift.table, drift.key
+        say(log, logging.WARNING, "repaired %s %s", table, key, table=table, key=key, columns=drift.columns)
     return repaired
 
 

@@ -2,7 +2,12 @@
 
 import copy
 import inspect
+import json
 import pickle
+import re
+from datetime import UTC, date, datetime, tzinfo
+from enum import Enum, IntEnum, StrEnum
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +31,7 @@ from points_platform.core import (
     errors,
     refusals,
 )
+from points_platform.core.errors import Advice
 from points_platform.wallets import UserCreditRequest
 
 # Each error with its code, whether it is retryable, and the details that it holds.
@@ -42,8 +48,13 @@ TABLE: list[tuple[type[WalletError], str, bool, dict[str, Any]]] = [
     (EscrowNotFoundError, "escrow_not_found", False, {"escrow_id": "escrow-1"}),
     (EscrowAlreadyProcessedError, "escrow_already_processed", False, {"escrow_id": "escrow-1", "status": "settled"}),
     (EscrowMismatchError, "escrow_mismatch", False, {"field": "amount", "expected": 30, "given": 31}),
-    (InsufficientBalanceError, "insufficient_balance", False, {"required": 31, "available": 30}),
-    (BalanceLimitError, "balance_limit", False, {"limit": 2**53 - 1, "balance": 2**53 - 1, "amount": 1}),
+    (InsufficientBalanceError, "insufficient_balance", False, {"required": 31, "available": 30, "currency": "points"}),
+    (
+        BalanceLimitError,
+        "balance_limit",
+        False,
+        {"limit": 2**53 - 1, "balance": 2**53 - 1, "amount": 1, "currency": "points"},
+    ),
     (OptimisticLockError, "optimistic_lock", True, {"attempts": 4}),
     (StorageUnavailableError, "storage_unavailable", True, {"cause": "08006"}),
     (SchemaVersionError, "schema_version", False, {"found": None, "expected": "0001"}),
@@ -181,7 +192,140 @@ def test_a_message_is_one_short_readable_line_whatever_was_handed_in(name: str) 
     assert len(message) <= MESSAGE_LIMIT
     assert message.isprintable()
     assert message.encode()
-    assert error.details["value"] is value
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+class Number(IntEnum):
+    ONE = 1
+
+
+class Shape(Enum):
+    ROUND = ("round", 1)
+
+
+class Loud(str):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __len__ = __str__  # type: ignore[assignment]
+
+
+class NoOffset(tzinfo):
+    def utcoffset(self, at: datetime | None) -> Any:
+        raise RuntimeError("no")
+
+    dst = tzname = utcoffset
+
+
+MORE_HOSTILE: dict[str, Any] = {
+    **HOSTILE,
+    "not a number": float("nan"),
+    "endless": float("-inf"),
+    "a large number": 2**64,
+    "a member": Colour.RED,
+    "a member that is a number": Number.ONE,
+    "a member of tuples": Shape.ROUND,
+    "a text that says nothing": Loud("loud"),
+    "a time": datetime(2026, 3, 1, tzinfo=UTC),
+    "a time without an offset to be had": datetime(2026, 3, 1, tzinfo=NoOffset()),
+    "a class": dict,
+    "keys that are no text": {(1, 2): {3: None}},
+}
+
+
+@EVERY_ERROR
+@pytest.mark.parametrize("name", MORE_HOSTILE)
+def test_the_details_are_json_whatever_was_handed_in(
+    kind: type[WalletError], code: str, retryable: bool, details: dict[str, Any], name: str
+) -> None:
+    """In every place of every error, and as strictly as a web framework writes it."""
+    for detail in details:
+        error = kind(**{**details, detail: MORE_HOSTILE[name]})
+        written = json.dumps(error.details, ensure_ascii=False, allow_nan=False).encode()
+        assert detail != "value" or len(written) < 1000
+        answer = error.to_dict()
+        assert json.loads(json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()) == answer
+        assert answer["message"].isprintable()
+        assert json.loads(json.dumps(error.details)) == answer["details"]
+
+
+@pytest.mark.parametrize("value", [None, True, False, 0, -1, 2**53, 1.5, "", "ana", "x" * 120, "Zoë\n"])
+def test_a_plain_value_of_moderate_size_is_told_as_it_is(value: object) -> None:
+    error = InvalidRequestError(field="amount", value=value, expected="something else")
+    assert (error.details["value"], type(error.details["value"])) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (Colour.RED, "red"),
+        (Number.ONE, 1),
+        (Loud("loud"), "loud"),
+        (float("nan"), "nan"),
+        (2**64, "18446744073709551616"),
+        ("x" * 121, "x" * 119 + "…"),
+        ("\ud800", "\\ud800"),
+        ((1, 2), "(1, 2)"),
+        ({"a": [1]}, "{'a': [1]}"),
+        (b"\xff", "b'\\xff'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_any_other_value_is_told_as_short_text_or_as_what_it_is_made_of(value: object, told: object) -> None:
+    error = InvalidRequestError(field="amount", value=value, expected="something else")
+    assert (error.details["value"], type(error.details["value"])) == (told, type(told))
+
+
+def test_other_details_are_told_whole_times_as_iso_text_and_tuples_as_tuples() -> None:
+    at = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    error = EscrowMismatchError(field="at", expected=at, given=("a", date(2026, 3, 1), Shape.ROUND))
+    assert error.details == {
+        "field": "at",
+        "expected": "2026-03-01T12:00:00+00:00",
+        "given": ("a", "2026-03-01", ["round", 1]),
+    }
+    assert error.to_dict() == {
+        "code": "escrow_mismatch",
+        "message": str(error),
+        "retryable": False,
+        "details": {**error.details, "given": ["a", "2026-03-01", ["round", 1]]},
+    }
+
+
+@EVERY_ERROR
+def test_an_answer_by_http_is_a_copy_with_code_message_retryable_and_details(
+    kind: type[WalletError], code: str, retryable: bool, details: dict[str, Any]
+) -> None:
+    error = kind(**details)
+    answer = error.to_dict()
+    told = {name: list(value) if isinstance(value, tuple) else value for name, value in details.items()}
+    assert answer == {"code": code, "message": str(error), "retryable": retryable, "details": told}
+    answer["details"].clear()
+    assert error.details == details
+    error.details["index"] = 3  # as an atomic batch does
+    assert error.to_dict()["details"]["index"] == 3
+
+
+def test_the_http_statuses_and_what_is_retryable_are_those_of_the_document() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "WALLET_ESCROW_ARCHITECTURE.md").read_text()
+    rows = re.findall(r"^\| `(\w+Error)` \|.*\| (yes|no|mostly) \| (\d{3}) \|$", document, re.MULTILINE)
+    documented = {name: (retryable != "no", int(status)) for name, retryable, status in rows}
+    assert documented == {kind.__name__: (kind.retryable, kind.http_status) for kind, *_ in TABLE}
+
+
+def test_what_a_host_has_added_to_an_error_survives_pickling() -> None:
+    error = StorageUnavailableError(cause="42P01", advice=Advice("call {server}", retryable=False), server="somebody")
+    error.details["index"] = 3
+    error.add_note("while ana paid")
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert (twin.retryable, twin.details, str(twin)) == (False, error.details, str(error))
+        assert twin.__notes__ == ["while ana paid"]
 
 
 def test_a_request_refuses_a_hostile_value_by_name() -> None:
@@ -211,7 +355,7 @@ def test_the_longest_identifiers_still_make_short_messages() -> None:
 
 
 def test_the_message_of_an_error_does_not_follow_changes_of_its_details() -> None:
-    error = InsufficientBalanceError(required=31, available=30)
+    error = InsufficientBalanceError(required=31, available=30, currency="points")
     error.details["available"] = 1000
     assert str(error) == "31 points are required, 30 are available"
 

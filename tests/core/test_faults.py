@@ -110,7 +110,9 @@ def failures_so_far(world: World) -> int:
 
 CONTENTION = ["40001", "40P01", "55P03", "23505"]
 LOST = ["08006", "08003", "57P01", "57P02", "57P03", "53300"]
-REFUSALS = ["57014", "42501", "25006", "53100", "53200", "42P01", "22P05", "23514", "XX000", "P0001"]
+MENDED_BY_ITSELF = ["57014", "53100", "53200", "XX000"]
+REFUSALS = [*MENDED_BY_ITSELF, "25006", "25P02", "22P05", "23514", "P0001"]
+OF_A_TABLE = ["42501", "42P01"]
 
 
 def test_contention_and_lost_connections_are_retried_until_the_last_attempt(server: World) -> None:
@@ -127,13 +129,14 @@ def test_after_the_last_attempt_contention_is_named_so_and_everything_else_is_st
         *((code, OptimisticLockError, {"attempts": RETRIES + 1}, RETRIES + 1) for code in CONTENTION),
         *((code, StorageUnavailableError, {"cause": code}, RETRIES + 1) for code in LOST),
         *((code, StorageUnavailableError, {"cause": code}, 1) for code in REFUSALS),
+        *((code, StorageUnavailableError, {"server": "on purpose", "cause": code}, 1) for code in OF_A_TABLE),
     ]
     for sqlstate, kind, details, attempts in expected:
         fail_with(server, sqlstate, times=1000)
         with pytest.raises(WalletError) as failure:
             server.hold()
         assert (type(failure.value), failure.value.details) == (kind, details), sqlstate
-        assert failure.value.retryable
+        assert failure.value.retryable == (sqlstate in {*CONTENTION, *LOST, *MENDED_BY_ITSELF})
         assert failures_so_far(server) == attempts, f"{sqlstate}: tried another number of times"
     assert (server.snapshot(), server.events) == (before, [])
 
@@ -247,7 +250,7 @@ def test_somebody_faster_between_read_and_write_makes_the_operation_start_over(s
     taken = once_before(engine, "INSERT INTO escrow_items", lambda: stepwise_server.hold(amount=31))
     with taken, pytest.raises(InsufficientBalanceError) as refused:
         stepwise_server.hold(amount=31)
-    assert refused.value.details == {"required": 31, "available": 0}
+    assert refused.value.details == {"required": 31, "available": 0, "currency": "points"}
 
 
 def test_a_busy_sqlite_file_is_contention_and_nothing_changes(sqlite_url: str) -> None:
@@ -459,12 +462,17 @@ def test_missing_tables_are_storage_unavailable_for_reads_and_writes(database: D
     world.credit()
     with database.engine.begin() as connection:
         connection.execute(text("DROP TABLE user_wallets"))
-    cause = {"cause": 1 if database.is_sqlite else "42P01"}
+    sqlite = {"cause": 1, "server": "no such table: user_wallets"}
+    cause = sqlite if database.is_sqlite else {"cause": "42P01", "server": 'relation "user_wallets" does not exist'}
     calls: list[Callable[[], object]] = [world.hold, world.credit, lambda: world.wallets.get_user_balance("ana")]
     for call in calls:
         with pytest.raises(StorageUnavailableError) as failure:
             call()
         assert failure.value.details == cause
+        assert not failure.value.retryable
+        assert str(failure.value).endswith(
+            f"{cause['server']}; call create_schema(), and see to it that the search path finds the module's tables"
+        )
     assert len(world.events) == 1
 
 
@@ -473,14 +481,16 @@ def test_a_role_that_may_only_read_can_read_and_gets_no_driver_error_for_writing
     with administrator(server.database.engine.url) as admin:
         admin.execute(f"CREATE ROLE {role}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     try:
-        for option, cause in ((f"role={role}", "42501"), ("default_transaction_read_only=on", "25006")):
+        denied = {"cause": "42501", "server": "permission denied for table user_wallets"}
+        for option, details in ((f"role={role}", denied), ("default_transaction_read_only=on", {"cause": "25006"})):
             url = server.database.engine.url.update_query_dict({"options": f"-c {option}"})
             with Database(url) as database:
                 service = service_on(server, LedgerService(database))
                 assert service.get_user_balance("ana").available == 100
                 with pytest.raises(StorageUnavailableError) as failure:
                     server.send(server.hold_request(), service)
-                assert failure.value.details == {"cause": cause}
+                assert (failure.value.details, failure.value.retryable) == (details, False)
+                assert ("SELECT, INSERT and UPDATE" in str(failure.value)) == (details is denied)
                 with pytest.raises(StorageUnavailableError):
                     server.send(server.credit_request(), service)
     finally:

@@ -37,6 +37,7 @@ from points_platform.core.values import (
     now,
     time_of,
 )
+from support.answers import told
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -125,7 +126,7 @@ def test_a_time_is_brought_to_utc_wherever_the_machine_stands(monkeypatch: pytes
 def test_what_is_no_instant_is_refused(given: object) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
         check_time("at", given)
-    assert (refusal.value.details["field"], refusal.value.details["value"]) == ("at", given)
+    assert (refusal.value.details["field"], refusal.value.details["value"]) == ("at", told(given))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_json_has_one_text(value: dict[str, Any], expected: str) -> None:
 def test_only_an_object_has_a_canonical_text(value: object) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
         canonical_json(value, "payload")
-    assert (refusal.value.details["field"], refusal.value.details["value"]) == ("payload", value)
+    assert (refusal.value.details["field"], refusal.value.details["value"]) == ("payload", told(value))
     with pytest.raises(InvalidRequestError, match="metadata must be a JSON object"):
         canonical_json(value)
 
@@ -217,7 +218,7 @@ def test_a_refusal_names_the_field_and_says_what_it_must_be(
     with pytest.raises(InvalidRequestError) as refusal:
         check("the_field", given)
     assert str(refusal.value).startswith(f"the_field must be {expected}")
-    assert (refusal.value.details["field"], refusal.value.details["value"]) == ("the_field", given)
+    assert (refusal.value.details["field"], refusal.value.details["value"]) == ("the_field", told(given))
 
 
 def test_a_page_has_1_to_1000_items() -> None:
@@ -225,7 +226,7 @@ def test_a_page_has_1_to_1000_items() -> None:
     for wrong in (0, -1, 1001, True, 1.0, "1", None, 2**70):
         with pytest.raises(InvalidRequestError) as refusal:
             check_limit("limit", wrong)
-        assert refusal.value.details["value"] is wrong
+        assert refusal.value.details["value"] == told(wrong)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +280,7 @@ FORGED = {
 def test_a_forged_cursor_is_refused(given: Any) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
         decode_cursor("after", given, str)
-    assert (refusal.value.details["field"], refusal.value.details["value"]) == ("after", given)
+    assert (refusal.value.details["field"], refusal.value.details["value"]) == ("after", told(given))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ import gc
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from points_platform.core import InvalidRequestError
-from points_platform.events import EVENT_TYPES, EventBus, WalletEvent
+from points_platform.events import EVENT_TYPES, EventBus, UserEvent, WalletEvent
 from points_platform.wallets import (
     EscrowHeld,
     EscrowPartiallySettled,
@@ -23,6 +24,7 @@ from points_platform.wallets import (
     WalletSpent,
     WalletTransferred,
 )
+from points_platform.wallets.holds import EscrowEvent
 
 CLASSES: dict[str, type[WalletEvent]] = {
     "wallet.credited": WalletCredited,
@@ -229,7 +231,7 @@ def test_what_is_no_plain_callable_is_refused(bus: EventBus, receiver: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "event_type", ["", "credited", "wallet.*", "wallet.Credited", "wallet.credited ", None, 1, [], WalletCredited]
+    "event_type", ["", "credited", "wallet.*", "wallet.Credited", "wallet.credited ", None, 1, [], EventBus, type]
 )
 def test_an_unknown_event_type_is_refused_everywhere(bus: EventBus, event_type: Any) -> None:
     event = credited()
@@ -243,6 +245,103 @@ def test_an_unknown_event_type_is_refused_everywhere(bus: EventBus, event_type: 
         with pytest.raises(InvalidRequestError, match=r"wallet\.escrow_held") as caught:
             call()
         assert caught.value.details["field"] == "event_type"
+
+
+# ── by class ──
+
+
+@pytest.mark.parametrize("event_type", EVENT_TYPES)
+def test_the_class_of_an_event_stands_for_its_type(bus: EventBus, event_type: str) -> None:
+    """A name and its class are one subscription."""
+    seen: list[WalletEvent] = []
+    kind = CLASSES[event_type]
+    receiver = seen.append
+    event = kind(**{field.name: None for field in fields(kind) if field.init})  # type: ignore[arg-type]
+    bus.subscribe(kind, receiver)
+    bus.subscribe(event_type, receiver)
+    bus.publish(event)
+    assert seen == [event]
+    bus.unsubscribe(event_type, receiver)
+    bus.publish(event)
+    bus.subscribe(event_type, receiver)
+    bus.unsubscribe(kind, receiver)
+    bus.publish(event)
+    assert seen == [event]
+
+
+def test_a_class_gets_no_event_of_another(bus: EventBus) -> None:
+    seen: list[EscrowHeld] = []
+    bus.subscribe(EscrowHeld, seen.append)
+    bus.publish(credited())
+    bus.publish(held())
+    assert seen == [held()]
+
+
+def opened() -> WalletOpened:
+    return WalletOpened(**{field.name: None for field in fields(WalletOpened) if field.init})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(WalletEvent, [0, 1, 2]), (UserEvent, [0, 1]), (EscrowEvent, [1])])
+def test_a_class_that_events_have_in_common_gets_all_of_them(
+    bus: EventBus, kind: type[WalletEvent], expected: list[int]
+) -> None:
+    events = [credited(), held(), opened()]
+    seen: list[WalletEvent] = []
+    bus.subscribe(kind, seen.append)
+    for event in events:
+        bus.publish(event)
+    assert seen == [events[number] for number in expected]
+    bus.unsubscribe(kind, seen.append)
+    bus.publish(held())
+    assert len(seen) == len(expected)
+
+
+def test_a_receiver_of_all_events_and_of_one_gets_each_once(bus: EventBus) -> None:
+    counter = Counter()
+    bus.subscribe(WalletEvent, counter.receive)
+    bus.subscribe(WalletCredited, counter.receive)
+    bus.publish(credited())
+    assert counter.seen == ["event-1"]
+    bus.unsubscribe(WalletCredited, counter.receive)
+    bus.publish(credited("event-2"))
+    assert counter.seen == ["event-1", "event-2"], "all events were not unsubscribed from"
+
+
+def test_unsubscribing_from_a_class_that_nobody_has_subscribed_to_changes_nothing(bus: EventBus) -> None:
+    bus.unsubscribe(UserEvent, print)
+    bus.unsubscribe(EscrowHeld, print)
+    bus.publish(held())
+
+
+def test_an_event_class_of_somebody_elses_is_refused(bus: EventBus) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Unheard(WalletEvent):
+        event_type: str = field(default="wallet.unheard", init=False)
+
+    with pytest.raises(InvalidRequestError, match=r"the class of an event, or one of .*, not 'wallet\.unheard'"):
+        bus.subscribe(Unheard, print)
+
+
+def test_a_receiver_that_fails_where_logging_fails_too_stops_no_other(bus: EventBus) -> None:
+    seen: list[WalletEvent] = []
+
+    def failing(event: WalletEvent) -> None:
+        raise ValueError("no")
+
+    before = logging.getLogRecordFactory()
+
+    def factory(*given: Any, **options: Any) -> logging.LogRecord:
+        raise RuntimeError("no record")
+
+    for number in range(3):
+        bus.subscribe(CREDITED, functools.partial(failing))
+        bus.subscribe(CREDITED, functools.partial(lambda number, event: seen.append(event), number))
+    logging.setLogRecordFactory(factory)
+    try:
+        bus.publish(credited())
+    finally:
+        logging.setLogRecordFactory(before)
+    assert (len(seen), bus.failures) == (3, 3)
 
 
 @pytest.mark.parametrize("event", [None, "wallet.credited", {"event_type": "wallet.credited"}, WalletCredited])
@@ -284,10 +383,14 @@ def test_a_receiver_that_raises_stops_no_other_is_logged_and_counted(
         assert record.getMessage() == "a receiver failed on event event-77"
         assert record.exc_info is not None
         assert record.exc_info[1] is error
-        fields = vars(record)
+        fields = vars(record)["points_platform"]
         assert (fields["event_id"], fields["event_type"]) == ("event-77", CREDITED)
     named = f"{test_a_receiver_that_raises_stops_no_other_is_logged_and_counted.__name__}.<locals>.failing"
-    assert sorted(vars(record)["receiver"] for record in caplog.records) == ["partial", "partial", named]
+    assert sorted(vars(record)["points_platform"]["receiver"] for record in caplog.records) == [
+        "partial",
+        "partial",
+        named,
+    ]
 
 
 def test_failures_are_counted_by_delivery_and_without_loss_between_threads(bus: EventBus) -> None:

@@ -396,7 +396,7 @@ def test_a_lost_race_is_sent_again_and_nothing_else_is() -> None:
         EXAMPLE.persistently(failing(10, OptimisticLockError(attempts=4)))
     assert len(calls) == 10
     with pytest.raises(InsufficientBalanceError):
-        EXAMPLE.persistently(failing(1, InsufficientBalanceError(required=2, available=1)))
+        EXAMPLE.persistently(failing(1, InsufficientBalanceError(required=2, available=1, currency="points")))
     assert len(calls) == 1
 
 

@@ -29,6 +29,7 @@ from points_platform.ledger import (
     post,
 )
 from points_platform.ledger.accounts import CHART, available, earned, escrow, is_legal, net
+from support.answers import told
 from support.statements import execute
 from support.workers import OPERATIONS
 from support.world import World
@@ -471,10 +472,10 @@ def test_a_transaction_is_found_by_its_id_only(played: World) -> None:
     for wrong in ("", None, 5, "a\x00", "x" * 129):
         with pytest.raises(InvalidRequestError) as refusal:
             played.ledger.transaction(wrong)
-        assert (refusal.value.details["field"], refusal.value.details["value"]) == ("transaction_id", wrong)
+        assert (refusal.value.details["field"], refusal.value.details["value"]) == ("transaction_id", told(wrong))
         with pytest.raises(InvalidRequestError) as refusal:
             played.ledger.transactions(wrong)
-        assert (refusal.value.details["field"], refusal.value.details["value"]) == ("transaction_ids", wrong)
+        assert (refusal.value.details["field"], refusal.value.details["value"]) == ("transaction_ids", told(wrong))
 
 
 def test_a_statement_line_says_what_happened(world: World) -> None:
@@ -611,7 +612,7 @@ def test_a_statement_refuses_what_it_cannot_understand(world: World) -> None:
             world.ledger.entries(**options)
         assert refusal.value.details["field"] == name
         if not (name == "account_id" and isinstance(value, str)):
-            assert refusal.value.details["value"] is value
+            assert refusal.value.details["value"] == told(value)
 
 
 def test_a_bucket_belongs_to_one_kind_of_owner(world: World) -> None:

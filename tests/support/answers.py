@@ -35,6 +35,11 @@ def caught(call: Callable[[], Any]) -> Any:
         return error
 
 
+def told(value: object) -> Any:
+    """What the details of an error say of a value that was handed in."""
+    return InvalidRequestError(field="", value=value, expected="").details["value"]
+
+
 def refused(field: str, call: Callable[..., object], *values: Any, **options: Any) -> None:
     """The call is refused for that field, and for nothing else."""
     with pytest.raises(InvalidRequestError) as refusal:

@@ -274,7 +274,7 @@ def _failure_told_as_refusal() -> None:
             return hold(self, request, **options)
         except StorageUnavailableError as error:
             reached()
-            raise InsufficientBalanceError(required=request.amount, available=0) from error
+            raise InsufficientBalanceError(required=request.amount, available=0, currency="points") from error
 
     _replace(WalletService, "hold_in_escrow", refuse)
 

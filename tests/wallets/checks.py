@@ -442,12 +442,12 @@ def check_audit(world: World, name: str, caplog: pytest.LogCaptureFixture) -> No
     assert_conflict(call(world, replace(request, reason="another_reason")), request, ["reason"])
     [line] = [record for record in caplog.records if record.name == "points_platform.audit"]
     assert line.getMessage() == f"{name} {response.transaction_id}"
-    told = vars(line)
+    told = vars(line)["points_platform"]
     for source in (replace(request, currency="points"), response):
         for each in fields(source):
             if each.name not in {"metadata", "replayed", "timestamp", "settle_amount", "refund_amount"}:
                 assert told[each.name] == getattr(source, each.name), each.name
-    assert told["occurred_at"] == response.timestamp
+    assert told["occurred_at"] == response.timestamp.isoformat()
     recorded = world.ledger.transaction(response.transaction_id)
     header = {each: getattr(recorded, each) for each in ("owner_id", "escrow_id", "model_id", "authorization_id")}
     assert {each: told[each] for each in header} == header

@@ -120,7 +120,11 @@ def test_a_balance_for_seven_gives_seven_to_batches_and_calls_together(patient: 
     answers = at_once(*(partial(world.wallets.hold_many, requests) for requests in batches), *single)
     flat: list[Any] = [each for answer in answers for each in (answer if isinstance(answer, list) else [answer])]
     assert Counter(codes(flat)) == {"done": 7, "insufficient_balance": 13}
-    assert all(each.details == {"required": 10, "available": 5} for each in flat if isinstance(each, WalletError))
+    assert all(
+        each.details == {"required": 10, "available": 5, "currency": "points"}
+        for each in flat
+        if isinstance(each, WalletError)
+    )
     assert sorted(each.escrow_balance for each in flat if not isinstance(each, WalletError)) == list(range(10, 71, 10))
     assert len(world.events) == 1 + 7
 
@@ -245,7 +249,7 @@ def test_a_batch_of_one_decides_anew_when_somebody_was_faster(server: World) -> 
         with faster:
             answers = server.wallets.hold_many([server.hold_request(amount=30)])
     assert [answer.details for answer in answers if isinstance(answer, WalletError)] == [
-        {"required": 30, "available": 20}
+        {"required": 30, "available": 20, "currency": "points"}
     ]
 
 
@@ -338,7 +342,7 @@ def test_the_refusals_too_are_those_of_the_attempt_that_was_committed(server: Wo
         first, second = server.wallets.hold_many([refused, replace(refused, amount=50)])
     assert (codes([first, second]), getattr(second, "replayed", None)) == (["insufficient_balance", "done"], False)
     assert isinstance(first, WalletError)
-    assert first.details == {"required": 51, "available": 50}
+    assert first.details == {"required": 51, "available": 50, "currency": "points"}
 
 
 def test_what_an_attempt_decided_is_no_answer_where_another_has_used_a_key_since_it_was_lost(server: World) -> None:

@@ -389,7 +389,7 @@ def test_each_new_transaction_has_its_event_and_its_audit_line_in_the_order_of_t
     new = ids([answers[0], answers[3]])
     assert announced(world) == new
     assert {event.event_type for event in world.events} == {f"wallet.{EVENT[operation]}"}
-    lines = [vars(record) for record in caplog.records if record.name == "points_platform.audit"]
+    lines = [vars(record)["points_platform"] for record in caplog.records if record.name == "points_platform.audit"]
     assert [line["transaction_id"] for line in lines] == new
     assert [line["user_id"] for line in lines] == [USERS[2], USERS[0]]
 
@@ -478,7 +478,10 @@ def test_what_one_item_takes_the_next_does_not_find_and_a_refusal_frees_its_key(
     requests = [first, world.hold_request(amount=31, idempotency_key="mine"), world.hold_request(amount=30)]
     answers = many(world, "hold", [*requests, replace(requests[1], amount=1), first])
     assert codes(answers) == ["done", "insufficient_balance", "done", "insufficient_balance", "done"]
-    assert [answers[n].details for n in (1, 3)] == [{"required": 31, "available": 30}, {"required": 1, "available": 0}]
+    assert [answers[n].details for n in (1, 3)] == [
+        {"required": 31, "available": 30, "currency": "points"},
+        {"required": 1, "available": 0, "currency": "points"},
+    ]
     assert (answers[4], answers[4].replayed) == (answers[0], True)
     world.credit(amount=31)
     assert not world.send(requests[1]).replayed

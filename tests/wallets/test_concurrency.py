@@ -34,7 +34,7 @@ def assert_exactly_seven_of_ten_points_fit(world: World, answers: list[Any]) -> 
     assert sorted(answer.escrow_balance for answer in held) == list(range(10, 71, 10))
     assert sorted(answer.new_available_balance for answer in held) == list(range(5, 66, 10))
     for answer in answers:
-        assert answer in held or answer.details == {"required": 10, "available": 5}
+        assert answer in held or answer.details == {"required": 10, "available": 5, "currency": "points"}
     balance = world.wallets.get_user_balance("ana")
     assert (balance.available, balance.escrow, balance.version) == (5, 70, 8)
 

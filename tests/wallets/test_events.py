@@ -106,8 +106,8 @@ def test_a_bus_that_raises_changes_nothing(world: World, caplog: pytest.LogCaptu
     assert world.ledger.transaction(response.transaction_id) is not None
     assert (world.send(request, broken), world.send(request)) == (response, response)
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert [vars(record)["event_id"] for record in warnings] == [response.transaction_id]
-    assert vars(warnings[0])["operation"] == operation
+    assert [vars(record)["points_platform"]["event_id"] for record in warnings] == [response.transaction_id]
+    assert vars(warnings[0])["points_platform"]["operation"] == operation
     assert warnings[0].getMessage() == f"the event bus failed on event {response.transaction_id}"
     assert warnings[0].exc_info is not None
 
@@ -127,7 +127,7 @@ def test_a_receiver_that_raises_hurts_neither_the_operation_nor_the_others(
     assert [event.event_id for event in world.events] == [response.transaction_id]
     assert world.bus.failures == 1
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert [vars(record)["event_id"] for record in warnings] == [response.transaction_id]
+    assert [vars(record)["points_platform"]["event_id"] for record in warnings] == [response.transaction_id]
     assert world.send(request) == response
     assert world.bus.failures == 1
 

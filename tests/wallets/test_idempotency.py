@@ -79,7 +79,37 @@ def test_the_default_currency_is_resolved_before_the_comparison(world: World, op
         assert world.send(replace(request, currency="points"), gems) == first
         for other, service in ((request, gems), (replace(request, currency="gems"), world.wallets)):
             error = refusal_of(world.send, other, service)
-            assert error.details == {"key": request.idempotency_key, "fields": ("currency",)}
+            told = {"key": request.idempotency_key, "fields": ("currency",)}
+            assert error.details == told | ({} if other.currency else {"recorded": "points", "meant": "gems"})
+
+
+@pytest.mark.parametrize("again", ["remembered", "read"])
+@pytest.mark.parametrize("operation", ["credit", "hold", "spend", "transfer", "open"])
+def test_a_changed_default_currency_invites_nobody_to_do_it_twice(world: World, operation: str, again: str) -> None:
+    """A new key, which other conflicts may be told of, would carry the same request out in the new currency."""
+    world.credit()
+    request = getattr(world, f"{operation}_request")()
+    if again == "read":
+        world.send(request)
+    gems = world.service(config=WalletConfig(default_currency="gems"))
+    if again == "remembered":
+        world.send(replace(request, currency="points"), gems)
+    with nothing_happens(world):
+        conflict = refusal_of(world.send, request, gems)
+        other = refusal_of(world.send, replace(request, reason="another"), gems)
+        named = refusal_of(world.send, replace(request, currency="gems"), gems)
+        key = request.idempotency_key
+        assert conflict.details == {"key": key, "fields": ("currency",), "recorded": "points", "meant": "gems"}
+        assert str(conflict) == (
+            f"idempotency key {key} has carried out this request in points; it names no currency, which means gems "
+            "as configured here: name points for its answer, since with another key it would happen twice"
+        )
+        assert other.details == {"key": key, "fields": ("reason", "currency")}
+        assert named.details == {"key": key, "fields": ("currency",)}
+        for message in (str(other), str(named)):
+            assert "send that one unchanged for its answer" in message
+            assert "new key" not in message
+        assert world.send(replace(request, currency="points"), gems).replayed
 
 
 @pytest.mark.parametrize("operation", ["settle", "refund", "partial_settle"])

@@ -1,5 +1,6 @@
 """What is logged, at which level and with which fields, and what never is."""
 
+import json
 import logging
 import pickle
 import traceback
@@ -22,6 +23,7 @@ from points_platform.wallets import WalletConfig, WalletService
 from support.world import SECRET, World
 
 AUDIT = "points_platform.audit"
+FIELDS = "points_platform"
 RETRIES = "points_platform.core.database"
 STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -33,7 +35,11 @@ def _everything_is_captured(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def structured(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in STANDARD}
+    """What the line tells beside its message: one attribute, so that nothing of a host's can be in its way."""
+    assert {name for name in vars(record) if name not in STANDARD} == {FIELDS}
+    told: dict[str, Any] = vars(record)[FIELDS]
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    return told
 
 
 def records(caplog: pytest.LogCaptureFixture, logger: str) -> list[logging.LogRecord]:
@@ -77,7 +83,7 @@ def audited(world: World, caplog: pytest.LogCaptureFixture, request: Any, **opti
     told = structured(lines[0])
     assert lines[0].getMessage() == f"{told['operation']} {response.transaction_id}"
     assert told["transaction_id"] == told["event_id"] == response.transaction_id
-    assert told["occurred_at"] == response.timestamp
+    assert told["occurred_at"] == response.timestamp.isoformat()
     return told
 
 

@@ -179,7 +179,7 @@ def test_a_hold_that_waits_while_another_takes_the_points_names_what_is_left(
         here.send(here.hold_request(amount=30), wallets, session=session)
         answer = while_it_waits(here, partial(send, here, here.hold_request(amount=30)), session.commit)
     assert isinstance(answer, InsufficientBalanceError)
-    assert answer.details == {"required": 30, "available": 20}
+    assert answer.details == {"required": 30, "available": 20, "currency": "points"}
 
 
 @sending
@@ -294,7 +294,7 @@ def test_a_hold_whose_points_were_taken_after_its_read_is_refused_with_what_is_l
             pytest.raises(InsufficientBalanceError) as refusal,
         ):
             here.hold(amount=30)
-    assert refusal.value.details == {"required": 30, "available": 20}
+    assert refusal.value.details == {"required": 30, "available": 20, "currency": "points"}
 
 
 def test_a_changed_wallet_without_retries_is_an_optimistic_lock_error_that_changes_nothing(
@@ -370,7 +370,12 @@ def test_earnings_that_reach_the_limit_between_read_and_write_are_refused_by_nam
         fill = near_the_limit(here, wallets, "luna")
         with meddling(here, "INSERT INTO model_wallets", fill), pytest.raises(BalanceLimitError) as refusal:
             here.send(request)
-    assert refusal.value.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount}
+    assert refusal.value.details == {
+        "limit": MAX_POINTS,
+        "balance": MAX_POINTS - 10,
+        "amount": amount,
+        "currency": "points",
+    }
     assert here.wallets.get_escrow(request.escrow_id).status == "held"
     assert here.wallets.get_model_balance("luna").version == 1
 
@@ -381,7 +386,12 @@ def test_a_balance_that_reaches_the_limit_between_read_and_write_is_refused_by_n
         fill = partial(here.send, here.credit_request(amount=MAX_POINTS - 10), wallets)
         with meddling(here, "INSERT INTO user_wallets", fill), pytest.raises(BalanceLimitError) as refusal:
             here.credit(amount=11)
-        assert refusal.value.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": 11}
+        assert refusal.value.details == {
+            "limit": MAX_POINTS,
+            "balance": MAX_POINTS - 10,
+            "amount": 11,
+            "currency": "points",
+        }
         assert here.credit(amount=10).new_available_balance == MAX_POINTS
 
 

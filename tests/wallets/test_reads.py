@@ -12,6 +12,7 @@ from freezegun import freeze_time
 from points_platform.core import EscrowNotFoundError, InvalidRequestError
 from points_platform.core.values import encode_cursor
 from points_platform.wallets import EscrowItem, EscrowStatus, ModelBalance, UserBalance, WalletConfig
+from support.answers import told
 from support.world import World
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -37,7 +38,7 @@ def field_refused(call: Callable[..., object], **arguments: Any) -> str:
         call(**arguments)
     field: str = refusal.value.details["field"]
     if field in arguments:
-        assert refusal.value.details["value"] is arguments[field]
+        assert refusal.value.details["value"] == told(arguments[field])
     return field
 
 

@@ -146,8 +146,9 @@ def test_each_changed_value_is_named_and_put_right_and_nothing_else(
         with caplog.at_level(logging.INFO):
             assert apply(evening.database, drift) is True
         assert evening.snapshot() == rows, change
-        (record,) = [each for each in caplog.records if hasattr(each, "table")]
-        said = (record.levelname, record.__dict__["table"], record.__dict__["key"], set(record.__dict__["columns"]))
+        (record,) = [each for each in caplog.records if hasattr(each, "points_platform")]
+        fields = record.__dict__["points_platform"]
+        said = (record.levelname, fields["table"], fields["key"], set(fields["columns"]))
         assert said == ("WARNING", table.name, key, set(change)), "names alone: metadata may be personal"
         assert table.name in record.getMessage()
         assert all(str(value) in record.getMessage() for value in key.values())

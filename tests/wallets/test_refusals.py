@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.orm import Session
 
 from points_platform import core
 from points_platform.core import (
@@ -110,9 +111,13 @@ def test_each_error_has_its_stable_code(kind: type[WalletError]) -> None:
         (InvalidRequestError(field="amount", value="7", expected="a number"), "amount must be a number, not '7'"),
         (
             IdempotencyConflictError(key="k", fields=("amount", "reason")),
-            "idempotency key k was used with other values of amount, reason; use a new key for a new request",
+            "idempotency key k has carried out a request with other values of amount, reason; send that one unchanged "
+            "for its answer, and take another key only for what is to happen beside it",
         ),
-        (InsufficientBalanceError(required=3, available=2), "3 points are required, 2 are available"),
+        (
+            InsufficientBalanceError(required=3, available=2, currency="points"),
+            "3 points are required, 2 are available",
+        ),
     ],
 )
 def test_an_error_survives_pickling_and_says_what_is_wrong(error: WalletError, message: str) -> None:
@@ -138,7 +143,7 @@ def test_what_cannot_end_a_hold_is_refused_by_name_and_its_key_stays_free(limits
     ]
     if operation != "refund":
         amount = 30 if operation == "settle" else 20
-        limit = {"limit": MAX_POINTS, "balance": MAX_POINTS, "amount": amount}
+        limit = {"limit": MAX_POINTS, "balance": MAX_POINTS, "amount": amount, "currency": "points"}
         cases.append((lambda r: replace(r, model_id="full"), (BalanceLimitError, limit)))
     for wrong, (kind, details) in cases:
         right = end_request(world, operation, world.hold(amount=total).escrow_id)
@@ -169,8 +174,35 @@ def test_a_hold_needs_available_points(
     """Points in escrow are not available."""
     world.credit(amount=100)
     world.hold(amount=30)
-    with refused(world, InsufficientBalanceError, required=amount, available=available):
+    with refused(world, InsufficientBalanceError, required=amount, available=available, currency=currency or "points"):
         world.hold(user_id, amount, currency=currency)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_what_there_is_too_little_or_too_much_of_has_the_name_of_its_currency(world: World, locked: bool) -> None:
+    """Whatever is configured, named, or told by the hold."""
+    gems = world.service(config=WalletConfig(default_currency="gems"))
+    world.credit(amount=MAX_POINTS, currency="gems")
+    held = world.hold(amount=30, currency="gems")
+    world.credit("ben", MAX_POINTS, currency="gems")
+    world.settle(world.hold("ben", MAX_POINTS, currency="gems").escrow_id, MAX_POINTS, user_id="ben", model_id="full")
+
+    def refusal(request: Any, wallets: Any = None) -> WalletError:
+        with Session(world.database.engine) as session, pytest.raises(WalletError) as caught:
+            world.send(request, wallets, **({"session": session} if locked else {}))
+        return caught.value
+
+    too_little = {"required": 30, "available": 0, "currency": "points"}
+    assert refusal(world.hold_request()).details == too_little
+    assert str(refusal(world.hold_request())) == "30 points are required, 0 are available"
+    nobody = refusal(world.spend_request("cem"), gems)
+    assert nobody.details == {"required": 30, "available": 0, "currency": "gems"}
+    assert str(nobody) == "30 gems are required, 0 are available"
+    too_much = {"limit": MAX_POINTS, "balance": MAX_POINTS, "amount": 1, "currency": "gems"}
+    assert refusal(world.credit_request(amount=1, currency="gems")).details == too_much
+    full = refusal(world.settle_request(held.escrow_id, model_id="full"))
+    assert full.details == too_much | {"amount": 30}, "the hold has told it"
+    assert str(full) == f"the balance cannot take 30 more; the limit is {MAX_POINTS} gems"
 
 
 @pytest.mark.parametrize(
@@ -186,21 +218,21 @@ def test_what_is_paid_has_to_be_available(
     world.credit(amount=100)
     world.credit("ben")
     world.hold(amount=30)
-    with refused(world, InsufficientBalanceError, required=amount, available=available):
+    with refused(world, InsufficientBalanceError, required=amount, available=available, currency=currency or "points"):
         getattr(world, operation)(user_id, amount, currency=currency)
 
 
 def test_a_transfer_that_does_not_fit_says_nothing_of_what_the_taker_has(limits: World) -> None:
     world = limits
     world.credit("ben", MAX_POINTS - 10)
-    with refused(world, InsufficientBalanceError, required=1001, available=1000):
+    with refused(world, InsufficientBalanceError, required=1001, available=1000, currency="points"):
         world.transfer(amount=1001)
-    with refused(world, BalanceLimitError, limit=MAX_POINTS, amount=11):
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, amount=11, currency="points"):
         world.transfer(amount=11)
     assert world.transfer(amount=10).new_available_balance == 990
     with pytest.raises(BalanceLimitError) as full:
         world.transfer(amount=1)
-    with refused(world, BalanceLimitError, limit=MAX_POINTS, amount=1):
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, amount=1, currency="points"):
         world.transfer(amount=1, metadata={"again": True})
     assert str(full.value) == f"the balance cannot take 1 more; the limit is {MAX_POINTS} points"
 
@@ -247,7 +279,7 @@ def test_a_key_that_was_answered_with_another_deposit_stays_free(world: World) -
 def test_a_deposit_that_does_not_fit_claims_nothing(world: World) -> None:
     world.credit(amount=MAX_POINTS)
     paid = world.deposit_request(amount=1)
-    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=1):
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=1, currency="points"):
         world.send(paid)
     world.spend(amount=1)
     assert world.send(paid).replayed is False
@@ -256,14 +288,14 @@ def test_a_deposit_that_does_not_fit_claims_nothing(world: World) -> None:
 def test_a_user_never_has_more_than_the_limit_escrow_included_so_a_refund_always_fits(world: World) -> None:
     world.credit(amount=MAX_POINTS - 1)
     held = world.hold(amount=MAX_POINTS - 1)
-    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS - 1, amount=2):
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS - 1, amount=2, currency="points"):
         world.credit(amount=2)
     assert world.credit(amount=1).new_available_balance == 1
-    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=1):
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=1, currency="points"):
         world.credit(amount=1)
     assert world.credit(amount=MAX_POINTS, currency="gems").new_available_balance == MAX_POINTS
     assert world.refund(held.escrow_id, MAX_POINTS - 1).user_available_balance == MAX_POINTS
-    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=MAX_POINTS):
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=MAX_POINTS, currency="points"):
         world.credit(amount=MAX_POINTS)
 
 
@@ -274,13 +306,13 @@ def test_a_model_never_earns_more_than_the_limit(world: World) -> None:
     world.settle(world.hold("rich", nearly).escrow_id, nearly, **mine)
     world.credit("ana", 100)
     ana = world.hold().escrow_id
-    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=nearly, amount=30):
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=nearly, amount=30, currency="points"):
         world.settle(ana, 30)
-    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=nearly, amount=26):
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=nearly, amount=26, currency="points"):
         world.partial_settle(ana, 4, 26)
     assert world.partial_settle(ana, 5, 25).model_earned_balance == MAX_POINTS
     last = world.hold(amount=1).escrow_id
-    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=1):
+    with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=1, currency="points"):
         world.settle(last, 1)
     assert world.settle(last, 1, model_id="nova").model_earned_balance == 1
 
@@ -321,7 +353,7 @@ def test_of_several_wrongs_the_first_of_the_table_is_named(limits: World, operat
     wrong = replace(wrong, currency=None)
     if full:
         amount = 30 if operation == "settle" else 20
-        with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=amount):
+        with refused(world, BalanceLimitError, limit=MAX_POINTS, balance=MAX_POINTS, amount=amount, currency="points"):
             world.send(wrong)
         wrong = replace(wrong, model_id="luna")
     assert world.send(wrong).replayed is False

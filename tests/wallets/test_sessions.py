@@ -669,7 +669,7 @@ def test_a_delivery_that_fails_is_logged_and_the_callers_commit_stands(
             session.commit()
         rename("elsewhere", "ledger_entries")
         (record,) = [record for record in caplog.records if record.name.startswith("points_platform")]
-        assert (record.levelname, vars(record)["event_ids"]) == ("WARNING", [held.transaction_id])
+        assert (record.levelname, vars(record)["points_platform"]["event_ids"]) == ("WARNING", [held.transaction_id])
         assert (record.getMessage(), bool(record.exc_info)) == ("no events for committed transactions", True)
         assert (orders(shop), shop.events) == (["order-1"], [])
         second = shop.send(shop.hold_request(), session=session)

@@ -261,6 +261,7 @@ class Seen:
 
     wallet: dict[Bucket, int] = field(default_factory=dict)
     found: dict[str, Any] | None = None
+    currency: str = "points"
 
     def balances(self, owner_id: str) -> dict[Bucket, int]:
         return self.wallet
@@ -333,10 +334,10 @@ def test_what_a_wallet_must_have_is_the_same_in_a_refusal_and_in_a_guard(
         assert rows.holds(guard, f"{kind}_wallets", row) is (refusal is None), (need, there)
         assert need.answered_by(Seen(wallet=there)) is None
         if isinstance(refusal, InsufficientBalanceError):
-            assert refusal.details == {"required": amount, "available": there[account.bucket]}
+            assert refusal.details == {"required": amount, "available": there[account.bucket], "currency": "points"}
         elif refusal is not None:
             told = {} if private else {"balance": sum(there.values())}
-            assert refusal.details == {"limit": MAX_POINTS, "amount": amount, **told}
+            assert refusal.details == {"limit": MAX_POINTS, "amount": amount, "currency": "points", **told}
     # What is not there has nothing, and room for anything.
     assert Enough(account, amount).refusal(Seen()) is not None
     assert Room(account, amount).refusal(Seen()) is None
@@ -804,7 +805,7 @@ def test_points_spent_meanwhile_are_not_spent_again(here: World) -> None:
         with meanwhile(partial(here.send, here.hold_request(amount=30), wallets)):
             answer = caught(partial(here.hold, amount=30))
         assert isinstance(answer, InsufficientBalanceError)
-        assert answer.details == {"required": 30, "available": 20}
+        assert answer.details == {"required": 30, "available": 20, "currency": "points"}
         with meanwhile(partial(here.send, here.hold_request(amount=10), wallets)):
             assert here.hold(amount=10).new_available_balance == 0
 
@@ -862,7 +863,7 @@ def test_a_model_that_reaches_its_limit_meanwhile_undoes_what_was_written_before
         with meanwhile(int if earned_before else fill):
             answer = caught(partial(here.send, request))
     assert isinstance(answer, BalanceLimitError)
-    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount}
+    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount, "currency": "points"}
     assert here.wallets.get_escrow(request.escrow_id).status == "held"
     assert here.wallets.get_user_balance("ana").escrow == 30
     assert here.wallets.get_model_balance("luna").version == 1
@@ -953,7 +954,7 @@ def test_a_hold_that_waits_sees_what_is_left_and_what_has_come(here: World) -> N
         here.send(here.hold_request(amount=30), wallets, session=session)
         answer = while_it_waits(partial(here.hold, amount=30), session, session.commit)
     assert isinstance(answer, InsufficientBalanceError)
-    assert answer.details == {"required": 30, "available": 20}
+    assert answer.details == {"required": 30, "available": 20, "currency": "points"}
     with elsewhere(here) as (wallets, session):
         here.send(here.credit_request(amount=15), wallets, session=session)
         answer = while_it_waits(partial(here.hold, amount=20), session, session.commit)
@@ -983,7 +984,7 @@ def test_a_model_that_reaches_its_limit_while_the_statement_waits_undoes_all_of_
         near_the_limit(here, wallets, session=session)()
         answer = while_it_waits(partial(here.send, request), session, session.commit)
     assert isinstance(answer, BalanceLimitError), "one try is enough: what has come meanwhile can be read"
-    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount}
+    assert answer.details == {"limit": MAX_POINTS, "balance": MAX_POINTS - 10, "amount": amount, "currency": "points"}
     assert here.wallets.get_escrow(request.escrow_id).status == "held"
     assert replace(here.wallets.get_user_balance("ana"), as_of=before.as_of) == before
     assert here.wallets.get_model_balance("luna").version == 1
@@ -1164,7 +1165,7 @@ def test_the_last_points_go_to_exactly_as_many_as_they_suffice_for(here: World) 
     answers: list[Any] = at_once(*(partial(here.send, request) for request in requests))
     assert tally(answers) == {"EscrowHoldResponse": 7, "InsufficientBalanceError": 25}
     refused = [answer for answer in answers if isinstance(answer, WalletError)]
-    assert [answer.details for answer in refused] == [{"required": 10, "available": 5}] * 25
+    assert [answer.details for answer in refused] == [{"required": 10, "available": 5, "currency": "points"}] * 25
 
 
 def test_one_hold_ends_once_whoever_ends_it(here: World) -> None:

@@ -64,7 +64,8 @@ def _mismatch(name: str, given: Any, expected: Any, said: str = "") -> Rung:
 
 
 def _insufficient(amount: int) -> Rung:
-    return Rung(code="insufficient_balance", wrong={"amount": amount}, details={"required": amount, "available": 1000})
+    details = {"required": amount, "available": 1000, "currency": "points"}
+    return Rung(code="insufficient_balance", wrong={"amount": amount}, details=details)
 
 
 UNSIGNED = Rung(code="invalid_authorization", signed=False, details={"cause": "missing"})
@@ -82,7 +83,7 @@ HOLD = {"user_id": "ana", "escrow_id": "HELD", "queue_item_id": "queue-1"}
 
 def _full_model(amount: int) -> Rung:
     """Its balance may be told: the queue decides, and the platform pays it."""
-    details = {"limit": LIMIT, "balance": LIMIT, "amount": amount}
+    details = {"limit": LIMIT, "balance": LIMIT, "amount": amount, "currency": "points"}
     return Rung(code="balance_limit", wrong={"model_id": "full"}, details=details)
 
 
@@ -95,7 +96,7 @@ LADDERS: dict[str, Ladder] = {
             Rung(
                 code="balance_limit",
                 wrong={"amount": LIMIT},
-                details={"limit": LIMIT, "balance": 1030, "amount": LIMIT},
+                details={"limit": LIMIT, "balance": 1030, "amount": LIMIT, "currency": "points"},
             ),
         ],
     ),
@@ -113,7 +114,7 @@ LADDERS: dict[str, Ladder] = {
             Rung(
                 code="balance_limit",
                 wrong={"amount": LIMIT, "currency": "gems"},
-                details={"limit": LIMIT, "balance": 1, "amount": LIMIT},
+                details={"limit": LIMIT, "balance": 1, "amount": LIMIT, "currency": "gems"},
             ),
         ],
     ),
@@ -189,7 +190,7 @@ LADDERS: dict[str, Ladder] = {
             Rung(
                 code="balance_limit",
                 wrong={"recipient_id": "full"},
-                details={"limit": LIMIT, "amount": 30},
+                details={"limit": LIMIT, "amount": 30, "currency": "points"},
             ),
         ],
     ),
