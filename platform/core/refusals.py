@@ -4,8 +4,6 @@ It stands at the bottom of the house, since whoever calls anything above may hav
 a class here and its name in ``__all__``.
 """
 
-from typing import Any
-
 from .errors import WalletError
 
 __all__ = [
@@ -48,11 +46,10 @@ class InvalidAuthorizationError(WalletError):
     http_status = 403
     template = "the authorization is refused ({cause})"
 
-    def __init__(self, **details: Any) -> None:
-        super().__init__(**details)
-        about = "".join(f", {name} {details[name]}" for name in ("claim", "kid") if name in details)
-        advice = AUTHORIZATION_ADVICE.get(details["cause"], "the queue must sign one for exactly this action")
-        self.args = (f"the authorization is refused ({details['cause']}{about}); {advice}",)
+    def _template(self) -> str:
+        about = "".join(f", {name} {{{name}}}" for name in ("claim", "kid") if name in self.details)
+        advice = AUTHORIZATION_ADVICE.get(str(self.details["cause"]), "the queue must sign one for exactly this action")
+        return f"the authorization is refused ({{cause}}{about}); {advice}"
 
 
 class IdempotencyConflictError(WalletError):

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ..core.errors import InvalidRequestError
+from ..core.logs import say
 from ..core.values import plain_string
 from . import jwk
 from .jwk import PublicKey
@@ -126,11 +127,17 @@ class KeyRing:
             if content != self._content:
                 own = self._set.own
                 self._set, self._content = _set_of(_others(keys_of_file(content), own), own), content
-                log.info("keys read from %s: %s", shown_place(file.path), ", ".join(self._set.by_kid))
+                say(log, logging.INFO, "keys read from %s: %s", shown_place(file.path), ", ".join(self._set.by_kid))
             self._complaint = ""
         except InvalidRequestError as error:
             if str(error) != self._complaint:
-                log.warning("the keys of before stay, since %s cannot be used: %s", shown_place(file.path), error)
+                say(
+                    log,
+                    logging.WARNING,
+                    "the keys of before stay, since %s cannot be used: %s",
+                    shown_place(file.path),
+                    error,
+                )
             self._complaint = str(error)
         finally:
             self._read_at = monotonic()

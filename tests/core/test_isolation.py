@@ -86,7 +86,7 @@ class Failures(logging.Handler):
         self.codes: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "attempt"):
+        if "attempt" in getattr(record, "points_platform", {}):
             self.codes.append(code_of(sys.exc_info()[1]))
 
 

@@ -11,7 +11,7 @@ import pytest
 from points_platform.cli.terminal import _without_password
 from points_platform.core import InvalidAuthorizationError, InvalidRequestError
 from points_platform.core.values import MAX_METADATA_BYTES, check_metadata, decode_cursor
-from points_platform.queue import service
+from points_platform.wallets import authorization as authorization_module
 from torture.sizes import CASES, growth
 
 from .test_authorizations import MINT, refusal
@@ -74,7 +74,7 @@ def test_a_token_beyond_the_limit_is_not_even_searched(monkeypatch: pytest.Monke
         def fullmatch(self, text: str) -> None:
             raise AssertionError("too long to be looked at")
 
-    monkeypatch.setattr(service, "COMPACT", Nothing())
+    monkeypatch.setattr(authorization_module, "COMPACT", Nothing())
     monkeypatch.setattr(jwt, "decode", None)
     for token in ("A" * 100 * MEGABYTE, "a.b." * MEGABYTE, MINT.genuine[0].token * 100):
         assert refusal(MINT.genuine[0], token=token) == {"cause": "malformed"}

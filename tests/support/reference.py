@@ -79,7 +79,7 @@ class Reference:
         try:
             self._change(f"user:{given['recipient_id']}", given, available=given["amount"])
         except Refused:  # nothing may be said of the taker's balance
-            raise Refused("balance_limit", limit=LIMIT, amount=given["amount"]) from None
+            raise Refused("balance_limit", limit=LIMIT, amount=given["amount"], currency=given["currency"]) from None
         self._change(user, given, available=-given["amount"])
         return before
 
@@ -120,14 +120,14 @@ class Reference:
         """What a payer is told of the available points; refuses if they are too few."""
         before, amount = self.wallets[user, given["currency"]]["available"], given["amount"]
         if before < amount:
-            raise Refused("insufficient_balance", required=amount, available=before)
+            raise Refused("insufficient_balance", required=amount, available=before, currency=given["currency"])
         return {"previous_balance": before, "new_available_balance": before - amount}
 
     def _change(self, owner: str, given: Fields, **gains: int) -> dict[str, int]:
         """The wallet a version further; without gains it is touched."""
         wallet, amount = self.wallets[owner, given["currency"]], sum(gains.values())
         if (balance := wallet["available"] + wallet["escrow"] + wallet["earned"]) + amount > LIMIT:
-            raise Refused("balance_limit", limit=LIMIT, balance=balance, amount=amount)
+            raise Refused("balance_limit", limit=LIMIT, balance=balance, amount=amount, currency=given["currency"])
         changed = {bucket: wallet[bucket] + gain for bucket, gain in (gains | {"version": 1}).items()}
         self.wallets[owner, given["currency"]] = wallet = wallet | changed
         return wallet
