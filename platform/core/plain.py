@@ -13,7 +13,7 @@ from typing import Any
 
 MAX_SHOWN = 120  # characters of what a caller handed in
 MAX_TEXT = 2000  # characters of what is our own
-MAX_ITEMS = 10_000  # of all lists in one value together
+MAX_ITEMS = 1000  # of all lists in one value together
 MAX_DEPTH = 6
 LARGEST = 2**63 - 1  # the largest whole number that every JSON writer of Python's takes
 
