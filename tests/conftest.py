@@ -1,5 +1,6 @@
 """The same suite on two engines: a test that asks for ``database`` or ``world`` runs on both."""
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,6 +15,10 @@ from support.world import World
 
 # psycopg's deadlines and SQLAlchemy's pool use the same clock; they must go on while a test's time stands.
 freezegun.configure(extend_ignore_list=["psycopg", "sqlalchemy"])
+
+# What is imported by now stays; looking through all of it again and again would take a tenth of the suite's time.
+gc.freeze()
+gc.set_threshold(20_000, 50, 50)
 
 
 @pytest.fixture(scope="session")

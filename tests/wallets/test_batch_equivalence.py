@@ -19,6 +19,7 @@ from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import WalletConfig
 from points_platform.wallets.verify import verify
 from support.databases import PostgreSQLDatabases, SQLiteDatabases
+from support.examples_count import examples as how_many
 from support.recount import recount
 from support.world import World
 
@@ -279,7 +280,7 @@ def test_a_batch_gives_what_one_call_after_the_other_gives(
     met: Counter[str] = Counter()
 
     @settings(
-        max_examples=examples,
+        max_examples=how_many(examples),
         deadline=None,
         derandomize=True,
         phases=[Phase.explicit, Phase.generate, Phase.shrink],
