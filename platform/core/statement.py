@@ -8,7 +8,7 @@ every other thread.
 import itertools
 import re
 import select
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -51,7 +51,7 @@ class Statement:
         """
         connection: Connection[Any] = pooled.dbapi_connection  # type: ignore[assignment]
         encoding = connection.info.encoding
-        values = [_bytes(parameters[name], encoding) for name in self._names]
+        values = _as_bytes([parameters[name] for name in self._names], encoding)
         # By name of the statement; a name on the server is never used twice.
         prepared: dict[str, bytes] = pooled.info.setdefault(PREPARED, {})
         known = self.name in prepared
@@ -103,14 +103,11 @@ def in_transaction(pooled: PoolProxiedConnection) -> bool:
     return connection.pgconn.transaction_status != pq.TransactionStatus.IDLE
 
 
-def _bytes(value: str | int | datetime | None, encoding: str) -> bytes | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        return str(value).encode()
-    if "\0" in value:
-        raise ValueError("libpq would take the text for shorter than it is")
-    return value.encode(encoding)
+def _as_bytes(values: Sequence[str | int | datetime | None], encoding: str) -> list[bytes | None]:
+    texts = [None if value is None else str(value).encode(encoding) for value in values]
+    if b"\0" in b"".join(filter(None, texts)):
+        raise ValueError("libpq would take a text with NUL for shorter than it is")
+    return texts
 
 
 def _begin_pipeline(libpq: pq.abc.PGconn, isolation_level: str) -> None:

@@ -100,8 +100,8 @@ class UnitOfWork:
         return {name: self.rows[row.table, row.key].now[name] for row in changed for name in row.tells}
 
     def _write(self, row: Row, draft: TransactionDraft, told: dict[str, Any]) -> None:
-        header = vars(draft) | told
-        values = {**row.values, **{name: header[name] for name in row.copies}, row.at: draft.occurred_at}
+        copied = {name: told[name] if name in told else getattr(draft, name) for name in row.copies}
+        values = {**row.values, **copied, row.at: draft.occurred_at}
         if isinstance(row, Begun):
             key = dict(zip(key_names(row.table), row.key, strict=True))
             self.rows[row.table, row.key] = Written(None, key | values)
