@@ -1005,7 +1005,10 @@ def test_what_is_undone_is_answered_in_one_step_and_leaves_nothing_behind() -> N
             "hold",
             (2, 3),
             "b",
-            {"code": "insufficient_balance", "details": {"required": 30, "available": 10, "index": 2}},
+            {
+                "code": "insufficient_balance",
+                "details": {"required": 30, "available": 10, "currency": "points", "index": 2},
+            },
         ),
     )
     again = replace(hold.parts[0], request=request("hold", "c", amount=30), outcome={})
