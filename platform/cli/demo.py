@@ -9,7 +9,7 @@ from random import Random
 
 from ..core import Database, InsufficientBalanceError
 from ..core.values import new_id
-from ..events import EVENT_TYPES, EventBus, WalletEvent
+from ..events import EventBus, WalletEvent
 from ..ledger import LedgerService
 from ..queue import QueueAuthorizer
 from ..wallets import (
@@ -215,7 +215,7 @@ class Platform:
 def live_activity() -> EventBus:
     """A bus that prints each event as it comes, at a pace that can be watched where somebody watches."""
     bus = EventBus()
-    for event_type in EVENT_TYPES:
+    for event_type in ACTIVITY:
         bus.subscribe(event_type, _print_activity)
     return bus
 

@@ -63,7 +63,11 @@ def upgrade(connection: Connection) -> None:
     A database of a newer release, or of none that is known, is left as it is. Waits for whoever upgrades it at the
     same time. Raises ``TableInTheWayError`` before anything is created, and SQLAlchemy's errors.
     """
-    if connection.dialect.name == "postgresql":
+    if connection.dialect.name == "sqlite":
+        # Left to itself the driver begins before rows are written, and not before tables are made.
+        if not getattr(connection.connection.dbapi_connection, "in_transaction", True):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     stamp = stamp_of(connection)

@@ -1,7 +1,6 @@
 """What an operation is: a value that names its request, its rule, its answer and its event, and nothing else knows it.
 
-Adding one is a file in ``operations``, its place in that package's list, its line in the ledger's chart
-(``ledger.accounts.CHART``), its method in ``service`` and its names in the package's exports.
+How to add one: docs/WALLET_ESCROW_ARCHITECTURE.md, "Adding an operation".
 """
 
 from collections.abc import Callable, Mapping

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, Column, Engine, Integer, MetaData, Table, create_engine, event, make_url, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
@@ -25,7 +26,7 @@ from points_platform.core import (
 )
 from points_platform.core.models import UtcDateTime
 from points_platform.ledger import LedgerService
-from points_platform.migrations import HEAD
+from points_platform.migrations import HEAD, stamp_of, upgrade
 from points_platform.wallets import WalletService
 from support.recount import recount
 from support.statements import statements
@@ -588,6 +589,23 @@ def test_a_creation_that_was_cut_off_leaves_nothing_and_can_be_repeated(empty_ur
         assert schema_of(database) == nothing
         database.create_schema()
         assert versions(database) == [HEAD]
+
+
+def test_an_upgrade_that_a_host_rolls_back_leaves_nothing_and_can_be_repeated(empty_url: str) -> None:
+    """On an engine that was not prepared too, as in a host's own migrations: SQLite's driver would begin too late."""
+    engine = create_engine(empty_url)
+    with engine.connect() as connection, connection.begin() as transaction:
+        upgrade(connection)
+        transaction.rollback()
+    with engine.begin() as connection:
+        assert stamp_of(connection) is None
+        upgrade(connection)
+    engine.dispose()
+    with Database(empty_url) as database:
+        assert versions(database) == [HEAD]
+        World(database).credit()
+        with pytest.raises(DBAPIError, match="append-only"), database.engine.begin() as connection:
+            connection.execute(text("DELETE FROM ledger_transactions"))
 
 
 def test_create_schema_on_a_database_that_refuses_is_storage_unavailable(empty_url: str) -> None:
