@@ -280,7 +280,7 @@ def test_a_batch_gives_what_one_call_after_the_other_gives(
     met: Counter[str] = Counter()
 
     @settings(
-        max_examples=how_many(examples),
+        max_examples=max(12, how_many(examples)),
         deadline=None,
         derandomize=True,
         phases=[Phase.explicit, Phase.generate, Phase.shrink],
