@@ -3,6 +3,7 @@
 How to add one: docs/WALLET_ESCROW_ARCHITECTURE.md, "Adding an operation".
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -43,7 +44,7 @@ class TransactionReason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(Checked):
+class Request(Checked, ABC):
     """What every request has: frozen, keyword-only, valid once constructed.
 
     Constructing one raises ``InvalidRequestError`` for the first field, in the order of declaration, that is not what
@@ -58,9 +59,9 @@ class Request(Checked):
     currency: OptionalCode = None
 
     @property
+    @abstractmethod
     def owner_id(self) -> str:
         """Whose operation it is, as the ledger says it: ``user:ana``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

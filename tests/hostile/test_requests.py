@@ -153,9 +153,11 @@ def test_what_is_valid_is_stored_answered_and_read_back_equal(
 
 def _sent(world: World, request: Any, batch: bool) -> Any:
     """Sent, answered again the same from the ledger, and what the ledger has is the request."""
-    many: Any = {UserCreditRequest: world.wallets.credit_many, EscrowHoldRequest: world.wallets.hold_many}.get(
-        type(request)
-    )
+    batches: dict[type, Any] = {
+        UserCreditRequest: world.wallets.credit_many,
+        EscrowHoldRequest: world.wallets.hold_many,
+    }
+    many: Any = batches.get(type(request))
     response = many([request])[0] if batch else world.send(request)
     again = world.send(request, world.service())
     assert (again, again.replayed) == (response, True)

@@ -142,12 +142,12 @@ class World:
             "reason",
         )
         action = {name: getattr(request, name) for name in names if hasattr(request, name)} | changes
-        sign: Any = {
+        signs: dict[type, Any] = {
             EscrowSettleRequest: self.authorizer.authorize_settlement,
             EscrowRefundRequest: self.authorizer.authorize_refund,
             EscrowPartialSettleRequest: self.authorizer.authorize_partial_settlement,
-        }[type(request)]
-        return sign(**action)
+        }
+        return signs[type(request)](**action)
 
     def send(self, request: Any, wallets: WalletService | None = None, **options: Any) -> Any:
         """Send any request; settlements and refunds with a fresh authorization unless one is given."""
