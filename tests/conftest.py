@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -9,7 +10,13 @@ import freezegun
 import pytest
 
 from points_platform.core import Database
-from support.databases import SERVER_VARIABLE, PostgreSQLDatabases, SQLiteDatabases, postgresql_server
+from support.databases import (
+    SERVER_VARIABLE,
+    PostgreSQLDatabases,
+    SQLiteDatabases,
+    folder_for_databases,
+    postgresql_server,
+)
 from support.recount import recount
 from support.world import World
 
@@ -22,8 +29,10 @@ gc.set_threshold(20_000, 50, 50)
 
 
 @pytest.fixture(scope="session")
-def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> SQLiteDatabases:
-    return SQLiteDatabases(tmp_path_factory.mktemp("sqlite"))
+def sqlite_databases() -> Iterator[SQLiteDatabases]:
+    folder = folder_for_databases()
+    yield SQLiteDatabases(folder)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

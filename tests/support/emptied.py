@@ -12,9 +12,9 @@ CATALOGUES = """SELECT oid::regclass::text FROM pg_class
     WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r' AND NOT relisshared
     AND relname NOT IN ('pg_class', 'pg_statistic', 'pg_statistic_ext_data') ORDER BY 1"""
 VERSIONS = "SELECT '{0}', count(*), max(xmin::text::bigint) FROM {0}"
-# Smaller oids belong to what every database comes with.
+# Smaller oids belong to what every database comes with. That a table has triggers may be said of one that had some.
 RELATIONS = """SELECT to_jsonb(pg_class) - ARRAY['relfilenode', 'relpages', 'reltuples', 'relallvisible',
-    'relallfrozen', 'relfrozenxid', 'relminmxid'] FROM pg_class WHERE oid >= 16384 ORDER BY oid"""
+    'relallfrozen', 'relfrozenxid', 'relminmxid', 'relhastriggers', 'relhasrules'] FROM pg_class WHERE oid >= 16384 ORDER BY oid"""
 # Of the database itself, which is a row in a catalogue of the server: owner, rights, limits, and what it SETs.
 DATABASE = """SELECT to_jsonb(pg_database) - ARRAY['oid', 'datname', 'datfrozenxid', 'datminmxid'],
     (SELECT array_agg(setrole || array_to_string(setconfig, ',')) FROM pg_db_role_setting WHERE setdatabase = oid)
@@ -23,6 +23,16 @@ DATABASE = """SELECT to_jsonb(pg_database) - ARRAY['oid', 'datname', 'datfrozenx
 STATISTICS = "SELECT count(*) FROM pg_statistic WHERE starelid >= 16384"
 TABLES = """SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r'
     AND relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema') ORDER BY 1"""
+# What is there beside the template's, which most tests that change the catalogue add and do not change any more.
+# An index, a trigger or a type goes with its table or its function.
+ADDED = """SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
+    ELSE 'TABLE' END, oid::regclass::text FROM pg_class
+    WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'S') AND oid <> ALL (%(relations)s)
+    UNION ALL SELECT 'ROUTINE', oid::regprocedure::text FROM pg_proc
+    WHERE oid >= 16384 AND oid <> ALL (%(routines)s)"""
+SETTINGS = """SELECT CASE setrole WHEN 0 THEN '' ELSE 'ROLE ' || setrole::regrole || ' IN ' END
+    || 'DATABASE ' || quote_ident(datname) || ' RESET ALL' FROM pg_db_role_setting JOIN pg_database ON setdatabase = pg_database.oid
+    WHERE datname = current_database()"""
 SEQUENCES = "SELECT FROM pg_class WHERE relkind = 'S'"
 WRITTEN = """SELECT name, pg_table_size(name::regclass) FROM unnest(%s::text[]) AS name
     WHERE pg_relation_size(name::regclass) > 0"""
@@ -40,11 +50,22 @@ class Template:
         self._versions = " UNION ALL ".join(map(VERSIONS.format, catalogues))
         self._catalogue = self._read(connection)
         assert not connection.execute(SEQUENCES).fetchall(), "they would have to be set back too"
+        self._oids = {
+            name: [oid for (oid,) in connection.execute(sql.SQL(f"SELECT oid FROM {catalogue} WHERE oid >= 16384"))]
+            for name, catalogue in (("relations", "pg_class"), ("routines", "pg_proc"))
+        }
         self._tables = [name for (name,) in connection.execute(TABLES)]
         self._rows = {name: rows for name, _ in self._written(connection) if (rows := _copy_of(connection, name))}
 
     def restore(self, connection: Connection) -> bool:
-        """Empty every table and put the template's rows back; false if the catalogue is another one now."""
+        """Drop what was added, empty every table and put the template's rows back.
+
+        False if the catalogue is another one even so.
+        """
+        for kind, name in connection.execute(ADDED, self._oids).fetchall():
+            connection.execute(sql.SQL(f"DROP {kind} IF EXISTS {name} CASCADE"))
+        for (setting,) in connection.execute(SETTINGS).fetchall():
+            connection.execute(sql.SQL(f"ALTER {setting}"))
         if self._read(connection) != self._catalogue:
             return False
         with connection.transaction():
