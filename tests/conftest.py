@@ -10,6 +10,7 @@ import freezegun
 import pytest
 
 from points_platform.core import Database
+from support.compiled import share_compiled_statements
 from support.databases import (
     SERVER_VARIABLE,
     PostgreSQLDatabases,
@@ -26,6 +27,8 @@ freezegun.configure(extend_ignore_list=["psycopg", "sqlalchemy"])
 # What is imported by now stays; looking through all of it again and again would take a tenth of the suite's time.
 gc.freeze()
 gc.set_threshold(20_000, 50, 50)
+
+share_compiled_statements()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ CATALOGUES = """SELECT oid::regclass::text FROM pg_class
 VERSIONS = "SELECT '{0}', count(*), max(xmin::text::bigint) FROM {0}"
 # Smaller oids belong to what every database comes with. That a table has triggers may be said of one that had some.
 RELATIONS = """SELECT to_jsonb(pg_class) - ARRAY['relfilenode', 'relpages', 'reltuples', 'relallvisible',
-    'relallfrozen', 'relfrozenxid', 'relminmxid', 'relhastriggers', 'relhasrules'] FROM pg_class WHERE oid >= 16384 ORDER BY oid"""
+    'relallfrozen', 'relfrozenxid', 'relminmxid', 'relhastriggers', 'relhasrules']
+    FROM pg_class WHERE oid >= 16384 ORDER BY oid"""
 # Of the database itself, which is a row in a catalogue of the server: owner, rights, limits, and what it SETs.
 DATABASE = """SELECT to_jsonb(pg_database) - ARRAY['oid', 'datname', 'datfrozenxid', 'datminmxid'],
     (SELECT array_agg(setrole || array_to_string(setconfig, ',')) FROM pg_db_role_setting WHERE setdatabase = oid)
@@ -31,7 +32,8 @@ ADDED = """SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED 
     UNION ALL SELECT 'ROUTINE', oid::regprocedure::text FROM pg_proc
     WHERE oid >= 16384 AND oid <> ALL (%(routines)s)"""
 SETTINGS = """SELECT CASE setrole WHEN 0 THEN '' ELSE 'ROLE ' || setrole::regrole || ' IN ' END
-    || 'DATABASE ' || quote_ident(datname) || ' RESET ALL' FROM pg_db_role_setting JOIN pg_database ON setdatabase = pg_database.oid
+    || 'DATABASE ' || quote_ident(datname) || ' RESET ALL'
+    FROM pg_db_role_setting JOIN pg_database ON setdatabase = pg_database.oid
     WHERE datname = current_database()"""
 SEQUENCES = "SELECT FROM pg_class WHERE relkind = 'S'"
 WRITTEN = """SELECT name, pg_table_size(name::regclass) FROM unnest(%s::text[]) AS name

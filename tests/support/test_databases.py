@@ -145,7 +145,8 @@ CATALOGUE = {
     "a trigger that always fires": "ALTER TABLE ledger_entries ENABLE ALWAYS TRIGGER ledger_entries_append_only",
     "no trigger": "DROP TRIGGER ledger_entries_append_only ON ledger_entries",
     "a trigger": "CREATE TRIGGER see AFTER INSERT ON escrow_items EXECUTE FUNCTION ledger_entries_append_only()",
-    "a trigger with its function": "CREATE FUNCTION mind() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;"
+    "a trigger with its function": "CREATE FUNCTION mind() RETURNS trigger"
+    " LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;"
     " CREATE TRIGGER minded BEFORE INSERT ON escrow_items FOR EACH ROW EXECUTE FUNCTION mind()",
     "a function": "CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1'",
     "another function of its name": "CREATE OR REPLACE FUNCTION ledger_entries_append_only() RETURNS trigger"
