@@ -32,8 +32,8 @@ lint: $(INSTALLED) ## formatting, lint, strict types
 	$(BIN)/mypy platform
 	$(BIN)/mypy tests examples benchmarks
 
-check: lint ## lint, and the test suite with coverage, more examples, and the tests of the torture's own tools
-	@POINTS_PLATFORM_THOROUGH_TESTS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term-missing tests
+check: lint ## lint, and the test suite with coverage and the tests of the torture's own tools
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term-missing tests
 
 bench: $(INSTALLED) ## benchmarks on a PostgreSQL of their own, with a table and benchmarks/results.json (LONG=1, CHARTS=folder)
 	@$(BIN)/python -m benchmarks $(if $(LONG),--long) $(if $(CHARTS),--charts '$(CHARTS)')

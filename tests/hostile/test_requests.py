@@ -20,7 +20,6 @@ from points_platform.wallets import (
     UserCreditRequest,
 )
 from points_platform.wallets.facts import request_of
-from support.examples_count import examples
 from support.world import World
 
 from .values import BAD_TEXTS, NOTHINGS
@@ -88,7 +87,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-@settings(max_examples=examples(1500), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(where=st.sampled_from(FIELDS), value=st.one_of(*anything))
 def test_any_value_is_valid_or_refused_by_the_name_of_its_field(where: tuple[type[Any], str], value: Any) -> None:
     kind, name = where

@@ -4,10 +4,11 @@ import json
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from points_platform.core import Database
 
+from .raw import raw_rows
 from .reference import STATUS
 
 MAX_POINTS = 2**53 - 1
@@ -58,7 +59,8 @@ def recount_on(connection: Connection) -> None:
 
 
 def _rows(connection: Connection, table: str) -> list[Row]:
-    return [dict(row._mapping) for row in connection.execute(text(f"SELECT * FROM {table}"))]
+    names, rows = raw_rows(connection, table)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _wallets(connection: Connection) -> Wallets:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from points_platform.core import Base, Database
@@ -38,6 +37,8 @@ from points_platform.wallets import (
     WalletConfig,
     WalletService,
 )
+
+from .raw import raw_rows
 
 # The method that sends each request, and whether the queue has to permit it.
 METHODS: dict[type, tuple[str, bool]] = {
@@ -191,7 +192,7 @@ class World:
         """Every row of every table."""
         with self.database.engine.connect() as connection:
             return {
-                table.name: sorted(map(tuple, connection.execute(text(f"SELECT * FROM {table.name}"))), key=repr)
+                table.name: sorted(raw_rows(connection, table.name)[1], key=repr)
                 for table in Base.metadata.sorted_tables
             }
 

@@ -19,7 +19,6 @@ from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import WalletConfig
 from points_platform.wallets.verify import verify
 from support.databases import PostgreSQLDatabases, SQLiteDatabases
-from support.examples_count import examples as how_many
 from support.recount import recount
 from support.world import World
 
@@ -280,7 +279,7 @@ def test_a_batch_gives_what_one_call_after_the_other_gives(
     met: Counter[str] = Counter()
 
     @settings(
-        max_examples=max(12, how_many(examples)),
+        max_examples=examples,
         deadline=None,
         derandomize=True,
         phases=[Phase.explicit, Phase.generate, Phase.shrink],

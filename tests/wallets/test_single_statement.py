@@ -47,7 +47,6 @@ from points_platform.wallets.verify import verify
 from support.answers import caught, tally
 from support.connections import administrator
 from support.databases import PostgreSQLDatabases
-from support.examples_count import examples
 from support.recount import recount
 from support.workers import OPERATIONS, one_of_each, ready
 from support.world import World, at_once, elsewhere
@@ -307,7 +306,7 @@ def rows(postgresql_url: str) -> Iterator[Rows]:
 balances = st.sampled_from([0, 1, 29, 30, 31, MAX_POINTS - 31, MAX_POINTS - 30, MAX_POINTS - 1, MAX_POINTS])
 points = balances.filter(bool)
 many = settings(
-    max_examples=examples(300),
+    max_examples=300,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
@@ -552,7 +551,7 @@ CHANGED = {
 
 
 @settings(
-    max_examples=examples(30),
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

@@ -25,7 +25,6 @@ from points_platform.wallets import EscrowStatus, WalletConfig
 from points_platform.wallets.rebuild import drifts, restore
 from points_platform.wallets.verify import verify
 from support.databases import PostgreSQLDatabases, SQLiteDatabases
-from support.examples_count import examples as how_many
 from support.recount import recount
 from support.reference import STATUS, Reference, Refused
 from support.world import Snapshot, World
@@ -351,7 +350,7 @@ def test_whatever_is_asked_the_module_answers_as_the_reference_does(
         databases = request.getfixturevalue(f"{engine}_databases")
 
     bounds = settings(
-        max_examples=how_many(examples),
+        max_examples=examples,
         stateful_step_count=40,
         deadline=None,
         derandomize=True,
