@@ -10,7 +10,7 @@ import subprocess
 import sys
 import types
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -21,6 +21,7 @@ from points_platform import cli, core, events, ledger, migrations, queue, wallet
 from points_platform.core import errors, refusals
 from points_platform.ledger.accounts import CHART
 from points_platform.wallets.operations import OPERATIONS
+from support.by_operation import assert_complete
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "platform"
@@ -416,6 +417,29 @@ EVENTS: dict[type, tuple[str, type, set[str]]] = {
 
 def names(cls: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(cls)}
+
+
+def test_every_operations_request_response_event_and_authorization_is_listed_and_nothing_else_is() -> None:
+    listed: dict[str, Iterable[type]] = {
+        "request": REQUESTS,
+        "response": RESPONSES,
+        "event": EVENTS,
+        "authorization": AUTHORIZATIONS,
+    }
+    for what, classes in listed.items():
+        declared = {getattr(operation, what) for operation in OPERATIONS} - {None}
+        assert {cls.__name__ for cls in classes} == {cls.__name__ for cls in declared}, what
+
+
+def test_the_benchmarks_measure_every_operation() -> None:
+    tree = ast.parse((ROOT / "benchmarks" / "operations.py").read_text())
+    lists = {
+        ast.unparse(node.targets[0]): ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"BOTH", "OTHERS"}
+    }
+    measured = [name.replace(" ", "_") for names in lists.values() for name in names]
+    assert_complete("benchmarks/operations.py", measured)
 
 
 def test_requests_responses_authorizations_and_balances_have_exactly_these_fields() -> None:

@@ -8,7 +8,17 @@ import pytest
 from freezegun import freeze_time
 
 from points_platform.core import InvalidAuthorizationError, InvalidRequestError
-from support.world import World
+from support.by_operation import assert_complete
+from support.reference import STATUS
+from support.world import METHODS, World
+
+UNSIGNED = ("hold", "credit", "spend", "transfer", "deposit", "open")
+
+
+def test_no_request_is_missing_here(world: World) -> None:
+    signed = {type(request).__name__ for request in requests(world, "escrow-1")}
+    assert_complete("requests", signed, [kind.__name__ for kind, (_, needs) in METHODS.items() if needs])
+    assert_complete("UNSIGNED", [*UNSIGNED, *STATUS])
 
 
 def requests(world: World, escrow_id: str) -> list[Any]:
@@ -53,7 +63,7 @@ def test_it_expires_when_asked_to(world: World) -> None:
 @pytest.mark.parametrize("wrong", [None, "token", 5, {"escrow_id": "escrow-1"}])
 def test_what_the_queue_does_not_decide_on_is_refused(world: World, wrong: Any) -> None:
     request: Any
-    own = [getattr(world, f"{name}_request")() for name in ("hold", "credit", "spend", "transfer", "deposit", "open")]
+    own = [getattr(world, f"{name}_request")() for name in UNSIGNED]
     for request in (wrong, *own):
         with pytest.raises(InvalidRequestError) as refusal:
             world.authorizer.authorize(request)

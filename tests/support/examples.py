@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from .by_operation import ByOperation
 from .world import World
 
 Maker = Callable[..., Any]
@@ -38,17 +39,20 @@ def _ends(make: Callable[[World], Maker]) -> Maker:
     return request
 
 
-EXAMPLES: dict[str, Maker] = {
-    "credit": _gives(lambda world: world.credit_request),
-    "deposit": _gives(lambda world: world.deposit_request),
-    "hold": _takes(lambda world: world.hold_request),
-    "settle": _ends(lambda world: world.settle_request),
-    "refund": _ends(lambda world: world.refund_request),
-    "partial_settle": _ends(lambda world: world.partial_settle_request),
-    "spend": _takes(lambda world: world.spend_request, order_id="order-7"),
-    "transfer": _takes(lambda world: world.transfer_request),
-    "open": _gives(lambda world: world.open_request),
-}
+EXAMPLES: dict[str, Maker] = ByOperation(
+    "EXAMPLES in tests/support/examples.py",
+    {
+        "credit": _gives(lambda world: world.credit_request),
+        "deposit": _gives(lambda world: world.deposit_request),
+        "hold": _takes(lambda world: world.hold_request),
+        "settle": _ends(lambda world: world.settle_request),
+        "refund": _ends(lambda world: world.refund_request),
+        "partial_settle": _ends(lambda world: world.partial_settle_request),
+        "spend": _takes(lambda world: world.spend_request, order_id="order-7"),
+        "transfer": _takes(lambda world: world.transfer_request),
+        "open": _gives(lambda world: world.open_request),
+    },
+)
 
 
 def another(value: Any) -> Any:

@@ -76,6 +76,7 @@ def _wallets(connection: Connection) -> Wallets:
 def _it_moves_what_its_operation_may(transaction: Row, entries: list[Row]) -> None:
     operation, moved = transaction["operation"], {_direction(transaction, entry) for entry in entries}
     assert sum(entry["amount"] for entry in entries) == 0, "invariant 1: a transaction does not sum to zero"
+    assert operation in {*MOVES, *TOUCHES}, f"MOVES and TOUCHES have nothing for {operation}"
     assert moved == MOVES[operation] if operation in MOVES else moved in TOUCHES[operation], (
         f"{operation} moves {moved}"
     )

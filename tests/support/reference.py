@@ -50,6 +50,7 @@ class Reference:
             if changed := tuple(name for name in ("user_id", "amount", "currency") if given[name] != before[name]):
                 raise Refused("deposit_conflict", source=claim[0], reference=claim[1], fields=changed)
             return answer | {"replayed": True}  # and the key stays unused
+        assert hasattr(self, f"_{operation}"), f"the reference model has no rule for {operation}"
         told: Fields = getattr(self, f"_{operation}")(owner, given, made)
         answer = made | told | {"replayed": False}
         self.answers[key] = given, answer

@@ -38,20 +38,24 @@ from points_platform.wallets import (
     WalletService,
 )
 
+from .by_operation import ByOperation
 from .raw import raw_rows
 
 # The method that sends each request, and whether the queue has to permit it.
-METHODS: dict[type, tuple[str, bool]] = {
-    UserCreditRequest: ("credit_user", False),
-    EscrowHoldRequest: ("hold_in_escrow", False),
-    EscrowSettleRequest: ("settle_escrow", True),
-    EscrowRefundRequest: ("refund_escrow", True),
-    EscrowPartialSettleRequest: ("partial_settle_escrow", True),
-    SpendRequest: ("spend_points", False),
-    TransferRequest: ("transfer_points", False),
-    OpenWalletRequest: ("open_wallet", False),
-    DepositRequest: ("deposit_points", False),
-}
+METHODS: dict[type, tuple[str, bool]] = ByOperation(
+    "METHODS in tests/support/world.py",
+    {
+        UserCreditRequest: ("credit_user", False),
+        EscrowHoldRequest: ("hold_in_escrow", False),
+        EscrowSettleRequest: ("settle_escrow", True),
+        EscrowRefundRequest: ("refund_escrow", True),
+        EscrowPartialSettleRequest: ("partial_settle_escrow", True),
+        SpendRequest: ("spend_points", False),
+        TransferRequest: ("transfer_points", False),
+        OpenWalletRequest: ("open_wallet", False),
+        DepositRequest: ("deposit_points", False),
+    },
+)
 
 T = TypeVar("T")
 SECRET = "a secret of at least 32 bytes, for tests"

@@ -21,13 +21,27 @@ REFUSALS_OF_FLAW = {
     "user": {"escrow_not_found"},
 }
 FEW = 5
-# How the limit is told to whom points are given; of another's balance nothing is said.
+
+
+class Taker(NamedTuple):
+    """To whom points are given: the request's field, the kind of wallet, the buckets that count, and what is told.
+
+    Of another's balance nothing is said.
+    """
+
+    field: str
+    kind: str
+    buckets: tuple[str, ...]
+    balance_told: bool = True
+
+
+OF_USER = ("available", "escrow")
 OF_LIMIT = {
-    "credit": ("user_id", "available", "escrow"),
-    "deposit": ("user_id", "available", "escrow"),
-    "transfer": ("recipient_id", "available", "escrow"),
-    "settle": ("model_id", "earned"),
-    "partial_settle": ("model_id", "earned"),
+    "credit": Taker("user_id", "user", OF_USER),
+    "deposit": Taker("user_id", "user", OF_USER),
+    "transfer": Taker("recipient_id", "user", OF_USER, balance_told=False),
+    "settle": Taker("model_id", "model", ("earned",)),
+    "partial_settle": Taker("model_id", "model", ("earned",)),
 }
 
 
@@ -124,16 +138,14 @@ class Judge:
         return bool(details["available"] in seen and amount == details["required"] > details["available"])
 
     def _balance_limit(self, call: Call, part: Line, details: Line) -> bool:
-        request, (taker, *buckets) = part["request"], OF_LIMIT[part["operation"]]
-        account = f"{'model' if taker == 'model_id' else 'user'}:{request[taker]}"
+        request, taker = part["request"], OF_LIMIT[part["operation"]]
+        account = f"{taker.kind}:{request[taker.field]}"
         amount = request.get("settle_amount", request.get("amount"))
-        seen = {sum(state[bucket] for bucket in buckets) for state in self.evidence.timeline(account).seen(call)}
+        seen = {sum(state[bucket] for bucket in taker.buckets) for state in self.evidence.timeline(account).seen(call)}
         too_much = {balance for balance in seen if amount + balance > LIMIT}
-        if taker == "recipient_id":
-            return bool(
-                too_much and details.items() >= {"limit": LIMIT, "amount": amount}.items() and "balance" not in details
-            )
-        return any(details.items() >= {"limit": LIMIT, "amount": amount, "balance": each}.items() for each in too_much)
+        if not details.items() >= {"limit": LIMIT, "amount": amount}.items():
+            return False
+        return details.get("balance") in too_much if taker.balance_told else bool(too_much) and "balance" not in details
 
     def _deposit_conflict(self, call: Call, part: Line, details: Line) -> bool:
         """Somebody else has claimed it, not after this was refused, with what is told to differ."""

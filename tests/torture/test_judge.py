@@ -2,10 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -25,6 +25,7 @@ from .plan import Plan
 from .timelines import Evidence
 from .worker import Round
 
+T = TypeVar("T")
 CLIENTS = ("0.0", "1.0")
 STEPS = 250
 # Of a story in which every refusal occurs.
@@ -73,34 +74,55 @@ def test_a_true_story_has_nothing_against_it(story: Story, database: Database) -
     assert Moments(database).look({"another"}) == ["another: acknowledged, and not in the ledger"]
 
 
+def told(what: str, found: Iterable[T]) -> T:
+    """The first of what was found in the story, which says what it lacks where nothing was."""
+    for each in found:
+        return each
+    pytest.fail(f"the story of the seed {SEED!r} has no {what}: another seed or more steps may have one")
+
+
+def test_a_story_says_what_it_lacks() -> None:
+    with pytest.raises(pytest.fail.Exception, match=f"the story of the seed '{SEED}' has no lottery of a call"):
+        told("lottery of a call", ())
+
+
 def success(calls: list[Call], operation: str = "hold") -> tuple[Call, Line]:
     """A single call that was the first of its key, and its answer."""
-    return next(
-        (call, outcome)
-        for call in calls
-        if call.form == "one" and call.events
-        for part, outcome in call.successes()
-        if part["operation"] == operation and not outcome["replayed"]
+    return told(
+        f"{operation} that was carried out by a call of its own",
+        (
+            (call, outcome)
+            for call in calls
+            if call.form == "one" and call.events
+            for part, outcome in call.successes()
+            if part["operation"] == operation and not outcome["replayed"]
+        ),
     )
 
 
 def refusal(calls: list[Call], code: str) -> tuple[Call, Line]:
     """A single call that was refused so, at a time when the user had something."""
-    return next(
-        (call, outcome)
-        for call in calls
-        for _, outcome in call.outcomes()
-        if call.form == "one" and outcome.get("code") == code and outcome["details"].get("available") != 0
+    return told(
+        f"{code} of a user who has something",
+        (
+            (call, outcome)
+            for call in calls
+            for _, outcome in call.outcomes()
+            if call.form == "one" and outcome.get("code") == code and outcome["details"].get("available") != 0
+        ),
     )
 
 
 def read(calls: list[Call]) -> tuple[Call, Line]:
-    return next(
-        (call, outcome)
-        for call in calls
-        if call.form == "read"
-        for _, outcome in call.outcomes()
-        if outcome.get("available", 0) and outcome["version"] > 1
+    return told(
+        "read of a balance of several versions",
+        (
+            (call, outcome)
+            for call in calls
+            if call.form == "read"
+            for _, outcome in call.outcomes()
+            if outcome.get("available", 0) and outcome["version"] > 1
+        ),
     )
 
 
@@ -218,7 +240,10 @@ def announce(name: str, operation: str = "settle") -> Lie:
 
 def claim_of(calls: list[Call], ledger: Ledger) -> Line:
     """The claim of a deposit that was told as new."""
-    return next(claim for claim in ledger.claims.values() if claim["transaction_id"] == deposited(calls))
+    return told(
+        "claim of such a deposit",
+        (claim for claim in ledger.claims.values() if claim["transaction_id"] == deposited(calls)),
+    )
 
 
 def deposited(calls: list[Call]) -> str:
@@ -227,22 +252,28 @@ def deposited(calls: list[Call]) -> str:
 
 def repeated_deposit(calls: list[Call], ledger: Ledger) -> tuple[Line, Line]:
     """What was answered with the deposit that another key has made."""
-    return next(
-        (part, outcome)
-        for call in calls
-        if call.form == "one"
-        for part, outcome in call.successes()
-        if part["operation"] == "deposit" and key_of(part) not in ledger.by_key
+    return told(
+        "deposit that was told again under another key",
+        (
+            (part, outcome)
+            for call in calls
+            if call.form == "one"
+            for part, outcome in call.successes()
+            if part["operation"] == "deposit" and key_of(part) not in ledger.by_key
+        ),
     )
 
 
 def refused_transfer(calls: list[Call]) -> Line:
     """What was said of a taker who has no room."""
-    return next(
-        outcome
-        for call in calls
-        for part, outcome in call.outcomes()
-        if call.form == "one" and part["operation"] == "transfer" and outcome.get("code") == "balance_limit"
+    return told(
+        "transfer to a taker without room",
+        (
+            outcome
+            for call in calls
+            for part, outcome in call.outcomes()
+            if call.form == "one" and part["operation"] == "transfer" and outcome.get("code") == "balance_limit"
+        ),
     )
 
 
@@ -408,19 +439,25 @@ def announce_nothing_of_sessions(calls: list[Call], ledger: Ledger) -> None:
 
 
 def leave_out_an_answer(calls: list[Call], ledger: Ledger) -> None:
-    call = next(call for call in calls if call.form == "many" and call.committed)
+    call = told("batch that was committed", (call for call in calls if call.form == "many" and call.committed))
     assert call.answer is not None
     call.answer["outcomes"].pop()
 
 
 def carry_out_half(calls: list[Call], ledger: Ledger) -> None:
-    call = next(call for call in calls if call.form == "many" and call.asked["atomic"] and call.committed)
+    call = told(
+        "batch that was committed whole",
+        (call for call in calls if call.form == "many" and call.asked["atomic"] and call.committed),
+    )
     del ledger.by_key[key_of(call.asked["parts"][0])]
     call.answer = None
 
 
 def answer_again_differently(calls: list[Call], ledger: Ledger) -> None:
-    call = next(call for call in calls if call.form == "one" and call.answer and call.answer.get("outcomes"))
+    call = told(
+        "call of its own with an answer",
+        (call for call in calls if call.form == "one" and call.answer and call.answer.get("outcomes")),
+    )
     other = copy.deepcopy(call)
     assert other.answer is not None
     other.answer["outcomes"][0]["new_available_balance"] = 10**9
@@ -428,7 +465,10 @@ def answer_again_differently(calls: list[Call], ledger: Ledger) -> None:
 
 
 def keep_what_was_rolled_back(calls: list[Call], ledger: Ledger) -> None:
-    call = next(call for call in calls if call.form == "session" and call.committed and any(call.successes()))
+    call = told(
+        "success in a caller's transaction",
+        (call for call in calls if call.form == "session" and call.committed and any(call.successes())),
+    )
     assert call.answer is not None
     call.answer["committed"] = False
 
@@ -458,22 +498,28 @@ def listed(
     calls: list[Call], operation: str, of: Callable[[list[Line]], object] = lambda items: len(items) > 1
 ) -> tuple[Call, Line]:
     """A read of a list with such items, from its beginning."""
-    return next(
-        (call, outcome)
-        for call in calls
-        if call.form == "read"
-        for part, outcome in call.outcomes()
-        if part["operation"] == operation and not part["request"].get("after") and of(outcome["items"])
+    return told(
+        f"read of {operation} with such items",
+        (
+            (call, outcome)
+            for call in calls
+            if call.form == "read"
+            for part, outcome in call.outcomes()
+            if part["operation"] == operation and not part["request"].get("after") and of(outcome["items"])
+        ),
     )
 
 
 def next_page(calls: list[Call]) -> Line:
     """The second page of a statement."""
-    return next(
-        outcome
-        for call in calls
-        for part, outcome in call.outcomes()
-        if part["operation"] == "statement" and part["request"]["after"] and len(outcome["items"]) > 1
+    return told(
+        "second page of a statement",
+        (
+            outcome
+            for call in calls
+            for part, outcome in call.outcomes()
+            if part["operation"] == "statement" and part["request"]["after"] and len(outcome["items"]) > 1
+        ),
     )
 
 
@@ -546,11 +592,14 @@ def list_what_has_ended(calls: list[Call], ledger: Ledger) -> None:
 
 
 def list_no_escrow_from_there_on(calls: list[Call], ledger: Ledger) -> None:
-    outcome = next(
-        outcome
-        for call in calls
-        for part, outcome in call.outcomes()
-        if part["operation"] == "escrows" and part["request"]["after"] and outcome["items"]
+    outcome = told(
+        "second page of escrows",
+        (
+            outcome
+            for call in calls
+            for part, outcome in call.outcomes()
+            if part["operation"] == "escrows" and part["request"]["after"] and outcome["items"]
+        ),
     )
     outcome["items"].clear()
 
@@ -577,17 +626,20 @@ def misname_a_line(calls: list[Call], ledger: Ledger) -> None:
 
 def skip_a_day(calls: list[Call], ledger: Ledger) -> None:
     items = listed(calls, "earnings")[1]["items"]
-    del items[next(number for number, item in enumerate(items) if not item["earned"])]
+    del items[told("day without earnings", (number for number, item in enumerate(items) if not item["earned"]))]
 
 
 def see_half_of_a_batch(calls: list[Call], ledger: Ledger) -> None:
     """A balance is read that was only ever within somebody's transaction."""
     timeline = Evidence(calls, ledger).timeline
-    account, version = next(
-        (account, version)
-        for account in ledger.states
-        for version, within in enumerate(timeline(account).within)
-        if within and account.startswith("user:")
+    account, version = told(
+        "version of a user's wallet within a transaction",
+        (
+            (account, version)
+            for account in ledger.states
+            for version, within in enumerate(timeline(account).within)
+            if within and account.startswith("user:")
+        ),
     )
     call, balance = read(calls)
     assert call.answer is not None
@@ -794,8 +846,9 @@ def test_a_client_recovers_what_it_had_sent_before_its_death(database: Database,
     first_life = client("0.0", database, tmp_path)
     for _ in range(15):
         first_life.carry_out(next(steps))
-    first = next(
-        call for call in calls_of("0.0", lines(tmp_path, "0.0")) if call.form == "one" and any(call.successes())
+    first = told(
+        "success among its first calls",
+        (call for call in calls_of("0.0", lines(tmp_path, "0.0")) if call.form == "one" and any(call.successes())),
     )
     client("0.0", database, tmp_path, 1).recover(first.asked)
     *_, last = calls_of("0.0", lines(tmp_path, "0.0"))

@@ -181,6 +181,7 @@ class Crowd:
     """What the ladders of refusals say is there."""
 
     def __init__(self, world: World, name: str) -> None:
+        assert name in LADDERS, f"LADDERS in by_hand/refusals.py has nothing for {name}"
         self.world, self.name, self.ladder = world, name, LADDERS[name]
         world.credit("full", LIMIT)
         world.credit("rich", LIMIT)

@@ -19,7 +19,9 @@ from points_platform.core import (
     WalletError,
 )
 from points_platform.wallets import WalletConfig, WalletService
+from support.by_operation import assert_complete
 from support.examples import EXAMPLES
+from support.reference import STATUS
 from support.statements import statements
 from support.world import World
 
@@ -83,8 +85,16 @@ def test_the_default_currency_is_resolved_before_the_comparison(world: World, op
             assert error.details == told | ({} if other.currency else {"recorded": "points", "meant": "gems"})
 
 
+# Where no currency is the default one; what ends a hold is in the hold's.
+BY_DEFAULT = ["credit", "deposit", "hold", "spend", "transfer", "open"]
+
+
+def test_no_operation_is_missing_here() -> None:
+    assert_complete("BY_DEFAULT", [*BY_DEFAULT, *STATUS])
+
+
 @pytest.mark.parametrize("again", ["remembered", "read"])
-@pytest.mark.parametrize("operation", ["credit", "hold", "spend", "transfer", "open"])
+@pytest.mark.parametrize("operation", BY_DEFAULT)
 def test_a_changed_default_currency_invites_nobody_to_do_it_twice(world: World, operation: str, again: str) -> None:
     """A new key, which other conflicts may be told of, would carry the same request out in the new currency."""
     world.credit()

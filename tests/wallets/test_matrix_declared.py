@@ -15,7 +15,8 @@ from points_platform.events import EVENT_TYPES
 from points_platform.ledger.accounts import CHART, InHold
 from points_platform.wallets import EscrowStatus, WalletService
 from points_platform.wallets.operations import OPERATIONS
-from support import recount
+from support import recount, workers
+from support.by_operation import ByOperation, assert_complete
 from support.examples import EXAMPLES, another
 from support.world import METHODS, World
 
@@ -34,6 +35,7 @@ KNOWN: dict[str, Iterable[str]] = {
     "refusals in their order": LADDERS,
     "an example": EXAMPLES,
     "the ledger's chart": CHART,
+    "what is sent at once": workers.OPERATIONS,
     "the recount": {**recount.MOVES, **recount.TOUCHES},
 }
 ALONE = {"open", "partial_settle"}
@@ -55,6 +57,18 @@ def test_every_operation_has_all_that_is_written_by_hand_and_nothing_else_has() 
 def test_an_operation_without_any_of_it_would_be_named() -> None:
     assert unlike([*DECLARED, "lottery"]) == {what: {"lottery"} for what in KNOWN}
     assert unlike([name for name in DECLARED if name != "spend"]) == {what: {"spend"} for what in KNOWN}
+
+
+def test_what_a_table_or_a_list_lacks_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"EXAMPLES in tests/support/examples\.py has nothing for lottery"):
+        EXAMPLES["lottery"]
+    with pytest.raises(AssertionError, match="methods has nothing for InHold"):
+        ByOperation[type, str]("methods", {})[InHold]
+    assert_complete("everything", DECLARED)
+    with pytest.raises(AssertionError, match=r"most says nothing of open, spend$"):
+        assert_complete("most", {*DECLARED} - {"spend", "open"})
+    with pytest.raises(AssertionError, match="more speaks of lottery"):
+        assert_complete("more", [*DECLARED, "lottery"])
 
 
 def test_every_operation_has_a_method_and_all_but_these_one_for_many() -> None:

@@ -29,7 +29,8 @@ from points_platform.core import (
     WalletError,
 )
 from points_platform.wallets import EscrowPartialSettleRequest, WalletConfig
-from support.world import World
+from support.by_operation import assert_complete
+from support.world import METHODS, World
 
 UNKNOWN = str(uuid4())
 Make = Callable[..., Any]
@@ -379,6 +380,11 @@ UNAUTHORIZED: dict[str, Make] = {
     "deposit_points": World.deposit_request,
     "open_wallet": World.open_request,
 }
+
+
+def test_no_method_is_missing_here() -> None:
+    assert_complete("UNAUTHORIZED", UNAUTHORIZED, [name for name, signed in METHODS.values() if not signed])
+    assert_complete("ENDS", (f"{name}_escrow" for name in ENDS), [name for name, signed in METHODS.values() if signed])
 
 
 @pytest.mark.parametrize("operation", [*UNAUTHORIZED, *(f"{name}_escrow" for name in ENDS)])

@@ -45,15 +45,18 @@ from points_platform.wallets.operations import BY_REQUEST
 from points_platform.wallets.rows import Begun
 from points_platform.wallets.verify import verify
 from support.answers import caught, tally
+from support.by_operation import assert_complete
 from support.connections import administrator
 from support.databases import PostgreSQLDatabases
-from support.recount import recount
+from support.recount import MODEL, MOVES, recount
+from support.reference import STATUS
 from support.workers import OPERATIONS, one_of_each, ready
 from support.world import World, at_once, elsewhere
 
 MAX_POINTS = 2**53 - 1
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ENDS = ("settle", "refund", "partial_settle")
+BEGINS = ("credit", "hold", "spend", "transfer", "deposit", "open")
 OTHERS = ("spend", "transfer", "transfer", "deposit", "deposit", "open")
 ALONE, READ = "one statement of the driver's", "a read"
 CARRIED_OUT, REFUSED = [ALONE], [ALONE, READ]
@@ -914,7 +917,7 @@ def test_a_key_that_ended_another_hold_is_a_conflict_in_the_first_try(here: Worl
     assert here.snapshot() == before
 
 
-@pytest.mark.parametrize("operation", ["credit", "hold", "spend", "transfer", "deposit", "open"])
+@pytest.mark.parametrize("operation", BEGINS)
 def test_a_twin_that_commits_while_the_only_try_waits_is_found_or_contention_and_changes_nothing(
     here: World, operation: str
 ) -> None:
@@ -1000,6 +1003,14 @@ LOCKS = {
     "escrow_items": ENDS,
     "model_wallets": ("settle", "partial_settle"),
 }
+
+
+def test_no_operation_is_missing_here() -> None:
+    assert_complete("LOCKS of users", [*LOCKS["user_wallets"]])
+    assert_complete("LOCKS of models", LOCKS["model_wallets"], [n for n in MOVES if (MODEL, "earned", 1) in MOVES[n]])
+    assert_complete("LOCKS of holds", LOCKS["escrow_items"], STATUS)
+    assert_complete("OTHERS", ["credit", "hold", *ENDS, *OTHERS])
+    assert_complete("BEGINS", BEGINS, {*LOCKS["user_wallets"]} - {*ENDS})
 
 
 @pytest.mark.parametrize("table", LOCKS)
