@@ -15,7 +15,7 @@ from sqlalchemy import URL, make_url
 
 from points_platform.core import Database
 
-from .emptied import Template
+from .emptied import Template, writes_to_catalogue
 
 SERVERS = itertools.count()
 MEMORY = Path("/dev/shm")
@@ -66,6 +66,7 @@ class PostgreSQLDatabases:
         self._numbers = itertools.count()
         self._template = f"{self._prefix}_template"
         self._empty: list[str] = []
+        self._writes: dict[str, object] = {}
         self._server = self._connect()
         self._admin("DROP DATABASE IF EXISTS {}", self._template)
         self._admin("CREATE DATABASE {}", self._template)
@@ -100,7 +101,9 @@ class PostgreSQLDatabases:
             )
             self._admin("ALTER DATABASE {} RENAME TO {}", used, name)
             with self._connect(name) as connection:
-                restored = self._state.restore(connection)
+                before, now = self._writes.pop(used, None), writes_to_catalogue(connection)
+                restored = self._state.restore(connection, same_catalogue=now is not None and now == before)
+                self._writes[name] = now
         except psycopg.Error:
             restored = False  # somebody has dropped it, or the server has just been crashed
         if restored:

@@ -36,6 +36,14 @@ SETTINGS = """SELECT CASE setrole WHEN 0 THEN '' ELSE 'ROLE ' || setrole::regrol
     FROM pg_db_role_setting JOIN pg_database ON setdatabase = pg_database.oid
     WHERE datname = current_database()"""
 SEQUENCES = "SELECT FROM pg_class WHERE relkind = 'S'"
+# Catalogues are read through where a session has written to one, which it reports before it ends. What is not counted
+# or was forgotten in a crash is not known.
+WRITES = """SELECT pg_database.oid, (SELECT stats_reset FROM pg_stat_bgwriter),
+    CASE WHEN current_setting('track_counts')::bool
+    THEN (SELECT sum(pg_stat_get_tuples_inserted(oid) + pg_stat_get_tuples_updated(oid)
+              + pg_stat_get_tuples_deleted(oid))
+          FROM pg_class WHERE oid < 16384 AND relkind = 'r' AND NOT relisshared) END
+    FROM pg_database WHERE datname = current_database()"""
 WRITTEN = """SELECT name, pg_table_size(name::regclass) FROM unnest(%s::text[]) AS name
     WHERE pg_relation_size(name::regclass) > 0"""
 # TRUNCATE makes the indexes anew, which takes longer than most tests do; so many bytes of dead rows disturb nobody.
@@ -51,6 +59,7 @@ class Template:
         catalogues = [name for (name,) in connection.execute(CATALOGUES)]
         self._versions = " UNION ALL ".join(map(VERSIONS.format, catalogues))
         self._catalogue = self._read(connection)
+        self._database = connection.execute(DATABASE).fetchall()
         assert not connection.execute(SEQUENCES).fetchall(), "they would have to be set back too"
         self._oids = {
             name: [oid for (oid,) in connection.execute(sql.SQL(f"SELECT oid FROM {catalogue} WHERE oid >= 16384"))]
@@ -59,16 +68,16 @@ class Template:
         self._tables = [name for (name,) in connection.execute(TABLES)]
         self._rows = {name: rows for name, _ in self._written(connection) if (rows := _copy_of(connection, name))}
 
-    def restore(self, connection: Connection) -> bool:
+    def restore(self, connection: Connection, *, same_catalogue: bool = False) -> bool:
         """Drop what was added, empty every table and put the template's rows back.
 
-        False if the catalogue is another one even so.
+        False if the catalogue is another one even so. ``same_catalogue`` says that nobody has written to it.
         """
-        for kind, name in connection.execute(ADDED, self._oids).fetchall():
-            connection.execute(sql.SQL(f"DROP {kind} IF EXISTS {name} CASCADE"))
         for (setting,) in connection.execute(SETTINGS).fetchall():
             connection.execute(sql.SQL(f"ALTER {setting}"))
-        if self._read(connection) != self._catalogue:
+        if connection.execute(DATABASE).fetchall() != self._database:
+            return False
+        if not same_catalogue and not self._restore_catalogue(connection):
             return False
         with connection.transaction():
             # The ledger's triggers would refuse it.
@@ -81,11 +90,22 @@ class Template:
                     copy.write(rows)
         return True
 
+    def _restore_catalogue(self, connection: Connection) -> bool:
+        for kind, name in connection.execute(ADDED, self._oids).fetchall():
+            connection.execute(sql.SQL(f"DROP {kind} IF EXISTS {name} CASCADE"))
+        return self._read(connection) == self._catalogue
+
     def _read(self, connection: Connection) -> list[Any]:
-        return [connection.execute(query).fetchall() for query in (self._versions, RELATIONS, DATABASE, STATISTICS)]
+        return [connection.execute(query).fetchall() for query in (self._versions, RELATIONS, STATISTICS)]
 
     def _written(self, connection: Connection) -> list[tuple[str, int]]:
         return connection.execute(WRITTEN, [self._tables]).fetchall()
+
+
+def writes_to_catalogue(connection: Connection) -> object:
+    """Equal at two times if nobody has written to a catalogue in between; ``None`` if that is not known."""
+    row = connection.execute(WRITES).fetchone()
+    return None if row is None or row[-1] is None else row
 
 
 def _copy_of(connection: Connection, table: str) -> bytes:

@@ -229,6 +229,8 @@ def test_a_database_with_dirt_that_is_no_row_is_used_again_only_without_it(
 def test_no_dirt_reaches_the_next_test(
     postgresql_databases: PostgreSQLDatabases, pristine: dict[str, list[str]], dirt: str
 ) -> None:
+    with postgresql_databases.fresh():
+        pass  # so that it is known what was written to its catalogue
     with postgresql_databases.fresh() as url, administrator(url) as connection:
         before = identity(url)
         statement = sql.SQL((ROWS | DIRT)[dirt])
@@ -237,6 +239,18 @@ def test_no_dirt_reaches_the_next_test(
     with postgresql_databases.fresh() as url:
         assert described(url) == pristine
         assert (identity(url) == before) == (dirt in ROWS or dirt in MENDED)
+
+
+def test_a_catalogue_that_nobody_has_written_to_is_not_read_again(
+    postgresql_databases: PostgreSQLDatabases, pristine: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgresql_databases.fresh() as url:
+        before = identity(url)
+    monkeypatch.setattr(Template, "_read", lambda *given: pytest.fail("it was read"))
+    with postgresql_databases.fresh() as url, Database(url) as database:
+        World(database).credit()
+    with postgresql_databases.fresh() as url:
+        assert (identity(url), described(url)) == (before, pristine)
 
 
 def test_a_database_that_was_dropped_or_renamed_is_replaced(
