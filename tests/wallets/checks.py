@@ -244,10 +244,11 @@ def check_other_requests(world: World, name: str) -> None:
     rest = arguments(world, own)[1:]
     with nothing_happens(world):
         for wrong in [*others, None, {}, "request", vars(own), type(own), *rest]:
-            with pytest.raises(InvalidRequestError) as refused:
-                method(wrong, *rest)
-            told = refused.value.details
-            assert (told["field"], told["value"]) == ("request", f"a {type(wrong).__name__}"), "its type alone"
+            for signed in {rest, (None,) * len(rest)}:
+                with pytest.raises(InvalidRequestError) as refused:
+                    method(wrong, *signed)
+                told = refused.value.details
+                assert (told["field"], told["value"]) == ("request", f"a {type(wrong).__name__}"), "its type alone"
             if in_a_batch in ways_of(name):
                 [answer] = batch(world, name, [(wrong, *rest)])
                 assert type(answer) is InvalidRequestError

@@ -5,14 +5,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from freezegun import freeze_time
 
 from points_platform.core import (
     EscrowAlreadyProcessedError,
-    EscrowNotFoundError,
     IdempotencyConflictError,
     InsufficientBalanceError,
     InvalidAuthorizationError,
@@ -153,16 +151,6 @@ def test_a_key_that_was_refused_for_missing_points_works_after_a_top_up(world: W
     answer = world.send(request)
     assert (answer.replayed, answer.new_available_balance) == (False, 0)
     assert world.send(request) == answer
-
-
-def test_a_key_that_was_refused_may_be_used_for_another_request(world: World) -> None:
-    world.credit(amount=100)
-    request = world.hold_request(amount=101)
-    assert type(refusal_of(world.send, request)) is InsufficientBalanceError
-    assert world.send(replace(request, amount=1)).replayed is False
-    settle = world.settle_request(str(uuid4()))
-    assert type(refusal_of(world.send, settle)) is EscrowNotFoundError
-    assert world.send(replace(settle, escrow_id=world.hold().escrow_id)).replayed is False
 
 
 def test_another_key_for_what_was_done_is_no_repetition(world: World) -> None:

@@ -29,8 +29,7 @@ from points_platform.core import (
     WalletError,
 )
 from points_platform.wallets import EscrowPartialSettleRequest, WalletConfig
-from support.by_operation import assert_complete
-from support.world import METHODS, World
+from support.world import World
 
 UNKNOWN = str(uuid4())
 Make = Callable[..., Any]
@@ -370,38 +369,6 @@ def test_a_used_key_wins_over_missing_points_and_over_the_limit(limits: World) -
         for service in (world.wallets, world.service()):
             with refused(world, IdempotencyConflictError, key=request.idempotency_key, fields=("amount",)):
                 world.send(other, service)
-
-
-UNAUTHORIZED: dict[str, Make] = {
-    "credit_user": World.credit_request,
-    "hold_in_escrow": World.hold_request,
-    "spend_points": World.spend_request,
-    "transfer_points": World.transfer_request,
-    "deposit_points": World.deposit_request,
-    "open_wallet": World.open_request,
-}
-
-
-def test_no_method_is_missing_here() -> None:
-    assert_complete("UNAUTHORIZED", UNAUTHORIZED, [name for name, signed in METHODS.values() if not signed])
-    assert_complete("ENDS", (f"{name}_escrow" for name in ENDS), [name for name, signed in METHODS.values() if signed])
-
-
-@pytest.mark.parametrize("operation", [*UNAUTHORIZED, *(f"{name}_escrow" for name in ENDS)])
-def test_only_the_methods_own_request_is_accepted(world: World, operation: str) -> None:
-    method = getattr(world.wallets, operation)
-    own = {
-        **{name: make(world) for name, make in UNAUTHORIZED.items()},
-        **{f"{name}_escrow": end_request(world, name, UNKNOWN) for name in ENDS},
-    }
-    rows = world.snapshot()
-    del own[operation]
-    for wrong in (*own.values(), None, {}, "request", vars(world.credit_request())):
-        with pytest.raises(InvalidRequestError) as refusal:
-            method(*((wrong,) if operation in UNAUTHORIZED else (wrong, None)))
-        details = refusal.value.details
-        assert (details["field"], details["value"]) == ("request", f"a {type(wrong).__name__}"), "its type alone"
-    assert world.snapshot() == rows
 
 
 @ends

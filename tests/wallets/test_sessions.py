@@ -278,17 +278,6 @@ def test_an_answer_repeated_in_a_session_that_rolls_back_is_not_remembered(shop:
     assert shop.wallets.get_user_balance("ana").escrow == 30
 
 
-def test_a_committed_key_is_replayed_into_a_session_without_another_event(shop: World) -> None:
-    request = shop.hold_request()
-    first = shop.send(request)
-    for service in (shop.wallets, shop.service()):
-        with Session(shop.database.engine) as session:
-            again = shop.send(request, service, session=session)
-            session.commit()
-        assert (again, again.replayed) == (first, True)
-    assert announced(shop) == [first.transaction_id]
-
-
 # ── an error inside ──
 
 
