@@ -690,7 +690,7 @@ def test_a_connection_cut_at_the_commit_leaves_one_effect_and_one_event(closing:
         world.credit()
         world.events.clear()
         request = world.hold_request()
-        with at_its_commit(closing, world, request) as (answer, pid), retried() as failures:
+        with retried() as failures, at_its_commit(closing, world, request) as (answer, pid):
             assert scalar(other, "SELECT pg_terminate_backend(%s, 10000)", pid)
         held = answer.result()
         assert (len(failures), held.replayed, held.new_available_balance) == (1, False, 70)

@@ -59,10 +59,10 @@ FIELDS = [(kind, name) for kind, action in ACTIONS.items() for name in action]
 every_kind = pytest.mark.parametrize("kind", list(ACTIONS), ids=lambda kind: str(kind.action))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _noon() -> Iterator[None]:
-    # A fixture outlasts the phase that pytest measures, with the same clock.
-    with freeze_time(NOW, ignore=["_pytest"]):
+    # For all tests here: each time that it is frozen every module is looked through. What pytest measures goes on.
+    with freeze_time(NOW, ignore=["_pytest", "xdist"]):
         yield
 
 
