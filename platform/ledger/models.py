@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Table, Text, UniqueConstraint
 from sqlmodel import Field
@@ -186,8 +186,7 @@ class StatementLine(LedgerEntry):
     queue_item_id: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class WalletState:
+class WalletState(NamedTuple):
     """A wallet as a write left it: what an entry on it needs to know."""
 
     balances: Mapping[Bucket, int]

@@ -1,8 +1,10 @@
 """From what was decided to what is recorded: a draft's moves and the wallets they changed make the entries."""
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from operator import attrgetter
 
+from ..core.values import filled
 from .accounts import Bucket, is_legal
 from .models import LedgerEntry, LedgerTransaction, TransactionDraft, WalletState
 
@@ -17,28 +19,19 @@ def post(draft: TransactionDraft, wallets: Mapping[str, WalletState], **told: st
     """
     if not is_legal(draft.operation, draft.owner_id, draft.model_id, draft.moves):
         raise ValueError(f"{draft.operation} must not make the moves {draft.moves}")
-    if missing := draft.changes.wallets.keys() - wallets.keys():
-        raise ValueError(f"{draft.operation} was posted without the wallets of {missing}")
-    header = vars(draft) | told
-    del header["moves"], header["changes"]
-    entries = [
-        _entry(owner, bucket, amount, wallets[owner])
-        for owner, gains in draft.changes.wallets.items()
-        for bucket, amount in gains.items()
-    ]
-    for (account_id, bucket), amount in draft.changes.platform.items():
-        entries.append(
-            LedgerEntry(
-                account_id=account_id,
-                bucket=bucket.value,
-                amount=amount,
-                balance_before=None,
-                balance_after=None,
-                wallet_version=None,
-                posted_at=draft.occurred_at,
-            )
-        )
-    return LedgerTransaction(**header, entries=in_order(entries))
+    entries = []
+    for owner, gains in draft.changes.wallets.items():
+        wallet = wallets.get(owner)
+        if wallet is None:
+            raise ValueError(f"{draft.operation} was posted without the wallet of {owner}")
+        for bucket, amount in gains.items():
+            after = wallet.balances[bucket]
+            entries.append(_entry(owner, bucket, amount, after - amount, after, wallet.version, wallet.posted_at))
+    for account, amount in draft.changes.platform.items():
+        entries.append(_entry(*account, amount, None, None, None, draft.occurred_at))
+    values = {**vars(draft), **told, "entries": in_order(entries)}
+    del values["moves"], values["changes"]
+    return filled(LedgerTransaction, values)
 
 
 def in_order(entries: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
@@ -46,14 +39,22 @@ def in_order(entries: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
     return tuple(sorted(entries, key=_ACCOUNT))
 
 
-def _entry(owner: str, bucket: Bucket, amount: int, wallet: WalletState) -> LedgerEntry:
-    after = wallet.balances[bucket]
-    return LedgerEntry(
-        account_id=owner,
-        bucket=bucket.value,
-        amount=amount,
-        balance_before=after - amount,
-        balance_after=after,
-        wallet_version=wallet.version,
-        posted_at=wallet.posted_at,
-    )
+def _entry(
+    account_id: str,
+    bucket: Bucket,
+    amount: int,
+    before: int | None,
+    after: int | None,
+    version: int | None,
+    posted_at: datetime,
+) -> LedgerEntry:
+    values = {
+        "account_id": account_id,
+        "bucket": bucket.value,
+        "amount": amount,
+        "balance_before": before,
+        "balance_after": after,
+        "wallet_version": version,
+        "posted_at": posted_at,
+    }
+    return filled(LedgerEntry, values)

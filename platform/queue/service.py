@@ -88,8 +88,9 @@ class AuthorizationVerifier:
         if type(authorization) is not kind:
             raise InvalidAuthorizationError(cause="claim_mismatch", claim="action")
         claims = self._claims(getattr(authorization, "token", None), kind)
+        times = _checked_forms(claims)
         _check_action(claims, _as_claims(kind, action), "claim_mismatch")
-        _check_envelope(claims, authorization)
+        _check_envelope(claims, authorization, times)
         authorization_id: str = claims["jti"]
         return authorization_id
 
@@ -112,7 +113,6 @@ class AuthorizationVerifier:
             raise _refused(error) from error
         if len(keys.proven) < MAX_HEADERS:
             keys.proven[header] = key
-        _check_forms(claims)
         return claims
 
     def _key_of(self, text: str, header: str) -> tuple[KeySet, AuthorizationKey]:
@@ -297,14 +297,14 @@ def _as_claims(kind: type[QueueAuthorization], action: Mapping[str, Any]) -> dic
     return {"action": kind.action, **{claim: action[name] for claim, name in claimed_fields(kind).items()}}
 
 
-def _check_forms(claims: Mapping[str, Any]) -> None:
-    """The forms that PyJWT is lenient about: whole seconds, and an id that can be recorded."""
-    for name in TIMES:
-        claimed_time(claims, name)
+def _checked_forms(claims: Mapping[str, Any]) -> dict[str, datetime]:
+    """The forms that PyJWT is lenient about: whole seconds, and an id that can be recorded. Returns the times."""
+    times = {name: claimed_time(claims, name) for name in TIMES}
     try:
         check_identifier("jti", claims["jti"])
     except InvalidRequestError:
         raise InvalidAuthorizationError(cause="malformed", claim="jti") from None
+    return times
 
 
 def _check_action(claims: Mapping[str, Any], expected: Mapping[str, Any], cause: str) -> None:
@@ -315,12 +315,14 @@ def _check_action(claims: Mapping[str, Any], expected: Mapping[str, Any], cause:
             raise InvalidAuthorizationError(cause=cause, claim=name)
 
 
-def _check_envelope(claims: Mapping[str, Any], authorization: QueueAuthorization) -> None:
+def _check_envelope(
+    claims: Mapping[str, Any], authorization: QueueAuthorization, times: Mapping[str, datetime]
+) -> None:
     """What is written on the envelope must be what is in it."""
     written = {name: getattr(authorization, name, None) for name in action_fields(type(authorization))}
     _check_action(claims, _as_claims(type(authorization), written), "envelope_mismatch")
     for claim, name in (("iat", "issued_at"), ("exp", "expires_at")):
-        if not _is_at(getattr(authorization, name, None), claimed_time(claims, claim)):
+        if not _is_at(getattr(authorization, name, None), times[claim]):
             raise InvalidAuthorizationError(cause="envelope_mismatch", claim=claim)
 
 

@@ -74,8 +74,13 @@ def _action_fields(kind: type[QueueAuthorization]) -> tuple[str, ...]:
     return tuple(name for name, _ in checks_of(kind))
 
 
-def claimed_fields(kind: type[QueueAuthorization]) -> dict[str, str]:
+def claimed_fields(kind: type[QueueAuthorization]) -> Mapping[str, str]:
     """Those fields by the claims that carry them: the queue item is what a token speaks of, its subject."""
+    return _claimed_fields(cast(Hashable, kind))
+
+
+@cache
+def _claimed_fields(kind: type[QueueAuthorization]) -> Mapping[str, str]:
     return {"sub" if name == "queue_item_id" else name: name for name in action_fields(kind)}
 
 

@@ -3,11 +3,11 @@
 On PostgreSQL one operation is tried at once, without the read: written where every need of its decision is met.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection
@@ -15,8 +15,9 @@ from sqlalchemy import Connection
 from ..core.database import Execute, HostSession
 from ..core.errors import WalletError
 from ..core.failures import Stale
-from ..core.values import canonical_json, new_id, now
+from ..core.values import canonical_json, filled, new_id, now
 from ..events.service import EventBus
+from ..ledger.accounts import net
 from ..ledger.models import LedgerTransaction, TransactionDraft
 from ..ledger.service import LedgerService
 from . import at_once, locked
@@ -27,9 +28,6 @@ from .operation import Decision, Occasion, Operation, Request, Response
 from .remembered import Remembered
 from .rows import Begun
 from .unit_of_work import IdempotencyKey, UnitOfWork
-
-# The header's fields that a request may have by the same name.
-NAMED = ("escrow_id", "queue_item_id", "feature_type", "model_id")
 
 
 class Permitted(NamedTuple):
@@ -212,32 +210,30 @@ def _draft(
     operation: Operation[Any, Any], asked: Permitted, currency: str, at: datetime, decision: Decision
 ) -> TransactionDraft:
     """The header of the transaction, as far as the request tells it, and the moves."""
-    request: Any = asked.request
-    named = {name: getattr(request, name) for name in _named(cast(Hashable, type(request)))}
+    request = asked.request
+    given = vars(request)
+    details = {name: given[name] for name in operation.details if given[name] is not None}
+    header = {
+        "transaction_id": new_id(),
+        "owner_id": request.owner_id,
+        "operation": operation.name,
+        "idempotency_key": request.idempotency_key,
+        "request_id": request.request_id,
+        "reason": request.reason,
+        "currency": currency,
+        "occurred_at": at,
+        "escrow_id": given.get("escrow_id"),
+        "queue_item_id": given.get("queue_item_id"),
+        "feature_type": given.get("feature_type"),
+        "model_id": given.get("model_id"),
+        "authorization_id": asked.authorization_id,
+        "metadata_json": None if request.metadata is None else canonical_json(request.metadata),
+        "details_json": canonical_json(details) if details else None,
+    }
     for row in decision.rows:
         if isinstance(row, Begun):
-            named |= row.gives
-    details = {name: getattr(request, name) for name in operation.details if getattr(request, name) is not None}
-    return TransactionDraft(
-        transaction_id=new_id(),
-        owner_id=request.owner_id,
-        operation=operation.name,
-        idempotency_key=request.idempotency_key,
-        request_id=request.request_id,
-        reason=request.reason,
-        currency=currency,
-        occurred_at=at,
-        authorization_id=asked.authorization_id,
-        metadata_json=None if request.metadata is None else canonical_json(request.metadata),
-        details_json=canonical_json(details) if details else None,
-        moves=decision.moves,
-        **named,
-    )
-
-
-@cache
-def _named(kind: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind) if field.name in NAMED)
+            header |= row.gives
+    return filled(TransactionDraft, {**header, "moves": decision.moves, "changes": net(decision.moves)})
 
 
 def _outcome(task: Task, work: UnitOfWork, atomic: bool) -> LedgerTransaction | WalletError:

@@ -25,38 +25,7 @@ OWNER, CURRENCY = WALLET_TABLES["user"].c.owner_id, WALLET_TABLES["user"].c.curr
 # A hold tells the currency of whoever names none.
 TELLER = ESCROW_ITEMS
 TELLER_KEY = tuple(TELLER.primary_key)
-
-
-class Wanted(NamedTuple):
-    """The rows that one operation wants, whose decision was made but not carried out."""
-
-    owners: tuple[str, ...]
-    rows: tuple[Row, ...]
-    key: tuple[str, str, str]
-    currency: str
-
-    @classmethod
-    def by(cls, decision: Decision, draft: TransactionDraft) -> "Wanted":
-        """What a decision wants: its wallets, rows that may be there already, and what its key stands for."""
-        rows = tuple(row for row in decision.rows if not isinstance(row, Begun) or row.claimed)
-        return cls(
-            tuple(draft.changes.wallets), rows, (draft.owner_id, draft.operation, draft.idempotency_key), draft.currency
-        )
-
-    @property
-    def shape(self) -> "ReadShape":
-        """What it has in common with others that one statement can read for."""
-        return ReadShape(tuple(row.table for row in self.rows), tuple(map(kind_of, self.owners)))
-
-    @property
-    def values(self) -> tuple[Any, ...]:
-        """Its values as the statement of its shape wants them."""
-        return (*self.key, self.currency, *(value for row in self.rows for value in row.key), *self.owners)
-
-    @property
-    def teller(self) -> Key:
-        """The key of the hold that tells its currency, or nothing."""
-        return next((row.key for row in self.rows if row.table is TELLER), (None,) * len(TELLER_KEY))
+NO_TELLER = (None,) * len(TELLER_KEY)
 
 
 class ReadShape(NamedTuple):
@@ -66,6 +35,39 @@ class ReadShape(NamedTuple):
     kinds: tuple[str, ...]
 
 
+class Wanted(NamedTuple):
+    """The rows that one operation wants, whose decision was made but not carried out.
+
+    ``shape`` is what it has in common with others that one statement can read for, ``values`` its own as that statement
+    wants them; ``keys`` are those of its rows, ``owners`` of its wallets.
+    """
+
+    shape: ReadShape
+    values: tuple[Any, ...]
+    keys: tuple[Key, ...]
+    owners: tuple[str, ...]
+    currency: str
+
+    @classmethod
+    def by(cls, decision: Decision, draft: TransactionDraft) -> "Wanted":
+        """What a decision wants: its wallets, rows that may be there already, and what its key stands for."""
+        owners, tables, keys = tuple(draft.changes.wallets), [], []
+        values = [draft.owner_id, draft.operation, draft.idempotency_key, draft.currency]
+        for row in decision.rows:
+            if not isinstance(row, Begun) or row.claimed:
+                tables.append(row.table)
+                keys.append(row.key)
+                values += row.key
+        shape = ReadShape(tuple(tables), tuple([kind_of(owner) for owner in owners]))
+        return cls(shape, (*values, *owners), tuple(keys), owners, draft.currency)
+
+    @property
+    def teller(self) -> Key:
+        """The key of the hold that tells its currency, or nothing."""
+        tables = self.shape.tables
+        return self.keys[tables.index(TELLER)] if TELLER in tables else NO_TELLER
+
+
 def lock(connection: Connection, wanted: Sequence[Wanted]) -> None:
     """Lock the rows that the operations will change, in the one order that all lock in.
 
@@ -73,14 +75,17 @@ def lock(connection: Connection, wanted: Sequence[Wanted]) -> None:
     """
     if connection.dialect.name == "sqlite":
         return
-    for table in ROW_TABLES:
-        keys = {row.key for each in wanted for row in each.rows if row.table is table}
+    rows: dict[Table, set[Key]] = {table: set() for table in ROW_TABLES}
+    wallets: dict[str, set[Key]] = {kind: set() for kind in WALLET_TABLES}
+    for each in wanted:
+        for table, key in zip(each.shape.tables, each.keys, strict=True):
+            rows[table].add(key)
+        for kind, owner in zip(each.shape.kinds, each.owners, strict=True):
+            wallets[kind].add((owner, each.currency, *each.teller))
+    for table, keys in rows.items():
         _lock(connection, _lock_rows, table, sorted(keys))
-    for kind in WALLET_TABLES:
-        mine = {
-            (owner, each.currency, *each.teller) for each in wanted for owner in each.owners if kind_of(owner) == kind
-        }
-        _lock(connection, _lock_wallets, WALLET_TABLES[kind], sorted(mine, key=lambda row: (row[0], row[1])))
+    for kind, mine in wallets.items():
+        _lock(connection, _lock_wallets, WALLET_TABLES[kind], sorted(mine, key=itemgetter(0, 1)))
 
 
 def _lock(
@@ -153,7 +158,7 @@ def _read_shape(connection: Connection, shape: ReadShape, values: Sequence[Key],
             found = dict(zip(names, others[place : (place := place + len(names))], strict=True))
             key = tuple(found[name] for name in key_names(table))
             if key[0] is not None:
-                work.rows[table, key] = Written(found, found.copy())
+                work.rows[table, key] = Written(found, found)
     for rows in recorded.values():
         transaction = ledger_store.collect(rows)
         work.recorded[transaction.owner_id, transaction.operation, transaction.idempotency_key] = transaction
@@ -199,8 +204,12 @@ def write(connection: Connection, work: UnitOfWork) -> None:
     """
     for table in ROW_TABLES:
         _write_rows(connection, table, [row for (of, _), row in work.rows.items() if of is table])
-    for kind in WALLET_TABLES:
-        _write_wallets(connection, work, kind)
+    wallets: dict[str, list[Any]] = {kind: [] for kind in WALLET_TABLES}
+    for (owner, currency), wallet in work.wallets.items():
+        if wallet.version != wallet.seen:
+            wallets[kind_of(owner)].append((owner, currency, wallet))
+    for kind, changed in wallets.items():
+        _write_wallets(connection, kind, sorted(changed, key=itemgetter(0, 1)))
 
 
 def _write_rows(connection: Connection, table: Table, rows: Sequence[Written]) -> None:
@@ -217,15 +226,13 @@ def _write_rows(connection: Connection, table: Table, rows: Sequence[Written]) -
         _all(values, update_rows(connection, as_read, to_be, values))
 
 
-def _write_wallets(connection: Connection, work: UnitOfWork, kind: str) -> None:
+def _write_wallets(connection: Connection, kind: str, wallets: Sequence[tuple[str, str, Wallet]]) -> None:
     table, buckets = WALLET_TABLES[kind], WALLETS[kind]
     owner, currency = table.primary_key
     changed = (table.c.version, table.c.updated_at, *(table.c[bucket] for bucket in buckets))
     new, old = [], []
-    for (owner_id, code), wallet in sorted(work.wallets.items(), key=itemgetter(0)):
-        if kind_of(owner_id) != kind or wallet.version == wallet.seen:
-            continue
-        values = (wallet.version, wallet.updated_at, *(wallet.balances[bucket] for bucket in buckets))
+    for owner_id, code, wallet in wallets:
+        values = (wallet.version, wallet.updated_at, *wallet.balances.values())
         if wallet.seen:
             old.append((owner_id, code, wallet.seen, *values))
         else:

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from cachetools import TTLCache
+from cachetools import FIFOCache
 
 from ..ledger.models import LedgerTransaction
 from .config import WalletConfig
@@ -11,24 +11,31 @@ from .unit_of_work import IdempotencyKey
 
 
 class Remembered:
-    """The latest transactions, each for a while; filled after commits only, and no reason to skip a verification."""
+    """The latest transactions, each for a while; filled after commits only, and no reason to skip a verification.
+
+    What has been kept for too long is not found any more, and makes room when its turn comes: to look for such at each
+    call takes longer than the rest of it.
+    """
 
     def __init__(self, config: WalletConfig) -> None:
-        self._transactions: TTLCache[IdempotencyKey, LedgerTransaction] = TTLCache(
-            maxsize=config.idempotency_cache_size,
-            ttl=config.idempotency_cache_ttl_s,
-            timer=lambda: time.monotonic(),  # looked up at each call, so that frozen time freezes it too
+        self._ttl_s = config.idempotency_cache_ttl_s
+        self._kept: FIFOCache[IdempotencyKey, tuple[float, LedgerTransaction]] = FIFOCache(
+            config.idempotency_cache_size
         )
         self._lock = threading.Lock()
 
     def get(self, key: IdempotencyKey) -> LedgerTransaction | None:
         """What the key stands for, if it is remembered."""
         with self._lock:
-            return self._transactions.get(key)
+            kept = self._kept.get(key)
+        if kept is None:
+            return None
+        kept_at, transaction = kept
+        return transaction if time.monotonic() < kept_at + self._ttl_s else None
 
     def keep(self, transaction: LedgerTransaction) -> None:
         """Remember what has been committed."""
-        if self._transactions.maxsize:
+        if self._kept.maxsize:
             with self._lock:
                 key = transaction.owner_id, transaction.operation, transaction.idempotency_key
-                self._transactions[key] = transaction
+                self._kept[key] = time.monotonic(), transaction

@@ -16,7 +16,7 @@ from ..ledger.accounts import WALLETS, Bucket, kind_of
 from ..ledger.models import LedgerTransaction, TransactionDraft, WalletState
 from ..ledger.posting import post
 from .operation import Decision
-from .rows import Begun, Changed, Key, Row, key_names
+from .rows import Changed, Key, Row, key_names
 
 IdempotencyKey = tuple[str, str, str]
 
@@ -35,14 +35,14 @@ class Wallet:
         self.version = self.seen
 
     def change(self, gains: Mapping[Bucket, int], at: datetime) -> WalletState:
-        """Add the gains, and count it."""
+        """Add the gains, and count it; what is returned is good until the next change."""
         for bucket, gain in gains.items():
             self.balances[bucket] += gain
         self.version += 1
         # Never earlier than the change before, whatever the clocks do: history by time relies on it.
         self.updated_at = at if self.updated_at is None else max(at, self.updated_at)
         self.created_at = self.created_at or self.updated_at
-        return WalletState(balances=self.balances.copy(), version=self.version, posted_at=self.updated_at)
+        return WalletState(self.balances, self.version, self.updated_at)
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Written:
     """A row as it was read (``None`` if it was not there) and as it is going to be."""
 
     seen: Mapping[str, Any] | None
-    now: dict[str, Any]
+    now: Mapping[str, Any]
 
 
 @dataclass
@@ -75,7 +75,7 @@ class UnitOfWork:
             if (transaction_id := need.answered_by(state)) is not None:
                 return self._answer(transaction_id)
         # ── after this line the operation succeeds, or is tried again whole ──
-        told = self._told(decision) | {"currency": state.currency}
+        told = {"currency": state.currency}
         for row in decision.rows:
             self._write(row, draft, told)
         changed = {
@@ -94,19 +94,17 @@ class UnitOfWork:
             raise LedgerDamagedError(what=f"a row that names {transaction_id}")
         return answer
 
-    def _told(self, decision: Decision) -> dict[str, Any]:
-        """What rows that are there tell of the transaction."""
-        changed = (row for row in decision.rows if isinstance(row, Changed))
-        return {name: self.rows[row.table, row.key].now[name] for row in changed for name in row.tells}
-
     def _write(self, row: Row, draft: TransactionDraft, told: dict[str, Any]) -> None:
-        copied = {name: told[name] if name in told else getattr(draft, name) for name in row.copies}
-        values = {**row.values, **copied, row.at: draft.occurred_at}
-        if isinstance(row, Begun):
-            key = dict(zip(key_names(row.table), row.key, strict=True))
-            self.rows[row.table, row.key] = Written(None, key | values)
+        """Begin or change the row; what one that is there tells of the transaction is added to ``told``."""
+        if isinstance(row, Changed):
+            written = self.rows[row.table, row.key]
+            for name in row.tells:
+                told[name] = written.now[name]
         else:
-            self.rows[row.table, row.key].now.update(values)
+            key = dict(zip(key_names(row.table), row.key, strict=True))
+            written = self.rows[row.table, row.key] = Written(None, key)
+        copied = {name: told[name] if name in told else getattr(draft, name) for name in row.copies}
+        written.now = {**written.now, **row.values, **copied, row.at: draft.occurred_at}
 
     def _wallet(self, owner: str, currency: str) -> Wallet:
         wallet = self.wallets.get((owner, currency))
