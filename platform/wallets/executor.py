@@ -169,6 +169,7 @@ class Executor:
             # row beside an old snapshot of everything else.
             locked.lock(connection, wanted)
         work = locked.read(connection, wanted)
+        del wanted  # the garbage collector looks at all that is kept
         if batch.outcomes and any(task.is_done(work) for task in batch.tasks):
             return batch.outcomes  # the last attempt was committed, and only its answer was lost
         outcomes = [_outcome(task, work, batch.atomic) for task in batch.tasks]

@@ -17,7 +17,7 @@ from ..ledger.accounts import WALLETS, kind_of
 from ..ledger.models import TRANSACTIONS, TransactionDraft
 from .models import ESCROW_ITEMS, ROW_TABLES, WALLET_TABLES
 from .operation import Decision
-from .rows import Begun, Key, Row, key_names
+from .rows import Begun, Key, key_names
 from .unit_of_work import UnitOfWork, Wallet, Written
 
 Column_ = Column[Any]
@@ -35,37 +35,51 @@ class ReadShape(NamedTuple):
     kinds: tuple[str, ...]
 
 
+@cache
+def _read_shape_of(tables: tuple[Table, ...], kinds: tuple[str, ...]) -> ReadShape:
+    """The same one each time: a batch has many, and the garbage collector looks at each object of each item."""
+    return ReadShape(tables, kinds)
+
+
 class Wanted(NamedTuple):
     """The rows that one operation wants, whose decision was made but not carried out.
 
     ``shape`` is what it has in common with others that one statement can read for, ``values`` its own as that statement
-    wants them; ``keys`` are those of its rows, ``owners`` of its wallets.
+    wants them: idempotency key, currency, the keys of its rows, the owners of its wallets.
     """
 
     shape: ReadShape
     values: tuple[Any, ...]
-    keys: tuple[Key, ...]
-    owners: tuple[str, ...]
-    currency: str
 
     @classmethod
     def by(cls, decision: Decision, draft: TransactionDraft) -> "Wanted":
         """What a decision wants: its wallets, rows that may be there already, and what its key stands for."""
-        owners, tables, keys = tuple(draft.changes.wallets), [], []
+        owners, tables = draft.changes.wallets, []
         values = [draft.owner_id, draft.operation, draft.idempotency_key, draft.currency]
         for row in decision.rows:
             if not isinstance(row, Begun) or row.claimed:
                 tables.append(row.table)
-                keys.append(row.key)
                 values += row.key
-        shape = ReadShape(tuple(tables), tuple([kind_of(owner) for owner in owners]))
-        return cls(shape, (*values, *owners), tuple(keys), owners, draft.currency)
+        return cls(_read_shape_of(tuple(tables), tuple([kind_of(owner) for owner in owners])), (*values, *owners))
 
     @property
-    def teller(self) -> Key:
-        """The key of the hold that tells its currency, or nothing."""
-        tables = self.shape.tables
-        return self.keys[tables.index(TELLER)] if TELLER in tables else NO_TELLER
+    def currency(self) -> str:
+        """Its currency, ``""`` where a row tells it."""
+        currency: str = self.values[len(ledger_store.KEY)]
+        return currency
+
+    @property
+    def rows(self) -> Iterator[tuple[Table, Key]]:
+        """Its rows: the table and the key of each."""
+        place = len(ledger_store.KEY) + 1
+        for table in self.shape.tables:
+            yield table, self.values[place : (place := place + len(key_names(table)))]
+
+    @property
+    def wallets(self) -> Iterator[tuple[str, str]]:
+        """Its wallets: the kind and the owner of each."""
+        kinds = self.shape.kinds
+        return zip(kinds, self.values[len(self.values) - len(kinds) :], strict=True)
 
 
 def lock(connection: Connection, wanted: Sequence[Wanted]) -> None:
@@ -78,10 +92,12 @@ def lock(connection: Connection, wanted: Sequence[Wanted]) -> None:
     rows: dict[Table, set[Key]] = {table: set() for table in ROW_TABLES}
     wallets: dict[str, set[Key]] = {kind: set() for kind in WALLET_TABLES}
     for each in wanted:
-        for table, key in zip(each.shape.tables, each.keys, strict=True):
+        teller = NO_TELLER
+        for table, key in each.rows:
             rows[table].add(key)
-        for kind, owner in zip(each.shape.kinds, each.owners, strict=True):
-            wallets[kind].add((owner, each.currency, *each.teller))
+            teller = key if table is TELLER else teller
+        for kind, owner in each.wallets:
+            wallets[kind].add((owner, each.currency, *teller))
     for table, keys in rows.items():
         _lock(connection, _lock_rows, table, sorted(keys))
     for kind, mine in wallets.items():
@@ -132,10 +148,9 @@ def read(connection: Connection, wanted: Sequence[Wanted]) -> UnitOfWork:
     for shape, alike in _grouped(wanted, lambda each: each.shape):
         _read_shape(connection, shape, [each.values for each in alike], work)
     # A claim tells which transaction has made it.
-    told = {str(row.now["transaction_id"]) for row in work.rows.values() if "transaction_id" in row.now} - set(
-        work.by_id
-    )
-    for ids in chunks(sorted(told)):
+    rows = [row.now for of in work.rows.values() for row in of.values()]
+    told = {str(row["transaction_id"]) for row in rows if "transaction_id" in row}
+    for ids in chunks(sorted(told - set(work.by_id))):
         work.by_id.update((each.transaction_id, each) for each in ledger_store.transactions(connection, ids))
     return work
 
@@ -144,21 +159,21 @@ def _read_shape(connection: Connection, shape: ReadShape, values: Sequence[Key],
     recorded: dict[str, list[Any]] = {}
     statement = _reading(connection.dialect.name, shape, len(values) > 1)
     for row in connection.execute(statement, _parameters(connection, values)):
-        transaction_id, currency, *others = row
-        if transaction_id is not None:
-            recorded.setdefault(transaction_id, []).append(row)
-        place = 0
+        if row[0] is not None:
+            recorded.setdefault(row[0], []).append(row)
+        currency, place = row[1], 2
         for kind in shape.kinds:
             buckets = WALLETS[kind]
-            owner, version, updated_at, *balances = others[place : (place := place + 3 + len(buckets))]
+            owner, version, updated_at = row[place : place + 3]
+            balances = row[place + 3 : (place := place + 3 + len(buckets))]
             if version is not None:
                 work.wallets[owner, currency] = Wallet(dict(zip(buckets, balances, strict=True)), version, updated_at)
         for table in shape.tables:
             names = _names(table)
-            found = dict(zip(names, others[place : (place := place + len(names))], strict=True))
-            key = tuple(found[name] for name in key_names(table))
+            found = dict(zip(names, row[place : (place := place + len(names))], strict=True))
+            key = tuple([found[name] for name in key_names(table)])
             if key[0] is not None:
-                work.rows[table, key] = Written(found, found)
+                work.rows[table][key] = Written(found, found)
     for rows in recorded.values():
         transaction = ledger_store.collect(rows)
         work.recorded[transaction.owner_id, transaction.operation, transaction.idempotency_key] = transaction
@@ -203,7 +218,7 @@ def write(connection: Connection, work: UnitOfWork) -> None:
     that it is there by now.
     """
     for table in ROW_TABLES:
-        _write_rows(connection, table, [row for (of, _), row in work.rows.items() if of is table])
+        _write_rows(connection, table, list(work.rows[table].values()))
     wallets: dict[str, list[Any]] = {kind: [] for kind in WALLET_TABLES}
     for (owner, currency), wallet in work.wallets.items():
         if wallet.version != wallet.seen:

@@ -4,6 +4,7 @@ Operations are carried out on it one after the other, in memory: each decides on
 have left. (Unit of Work: Fowler, Patterns of Enterprise Application Architecture, 2002.)
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -58,7 +59,7 @@ class UnitOfWork:
     """Wallets by owner and currency, rows by table and key, and what idempotency keys and ids stand for."""
 
     wallets: dict[tuple[str, str], Wallet] = field(default_factory=dict)
-    rows: dict[tuple[Table, Key], Written] = field(default_factory=dict)
+    rows: dict[Table, dict[Key, Written]] = field(default_factory=lambda: defaultdict(dict))
     recorded: dict[IdempotencyKey, LedgerTransaction] = field(default_factory=dict)
     by_id: dict[str, LedgerTransaction] = field(default_factory=dict)
     posted: list[LedgerTransaction] = field(default_factory=list)
@@ -97,12 +98,12 @@ class UnitOfWork:
     def _write(self, row: Row, draft: TransactionDraft, told: dict[str, Any]) -> None:
         """Begin or change the row; what one that is there tells of the transaction is added to ``told``."""
         if isinstance(row, Changed):
-            written = self.rows[row.table, row.key]
+            written = self.rows[row.table][row.key]
             for name in row.tells:
                 told[name] = written.now[name]
         else:
             key = dict(zip(key_names(row.table), row.key, strict=True))
-            written = self.rows[row.table, row.key] = Written(None, key)
+            written = self.rows[row.table][row.key] = Written(None, key)
         copied = {name: told[name] if name in told else getattr(draft, name) for name in row.copies}
         written.now = {**written.now, **row.values, **copied, row.at: draft.occurred_at}
 
@@ -127,7 +128,7 @@ class Seen:
 
     def row(self, table: Table, key: Key) -> Mapping[str, Any] | None:
         """The row of that key, ``None`` if there is none."""
-        written = self.work.rows.get((table, key))
+        written = self.work.rows[table].get(key)
         return None if written is None else written.now
 
 
@@ -135,5 +136,5 @@ def _currency(work: UnitOfWork, decision: Decision, draft: TransactionDraft) -> 
     """The draft's currency, or what a row tells that the decision changes."""
     if draft.currency:
         return draft.currency
-    there = (work.rows.get((row.table, row.key)) for row in decision.rows if isinstance(row, Changed))
+    there = (work.rows[row.table].get(row.key) for row in decision.rows if isinstance(row, Changed))
     return next((str(written.now["currency"]) for written in there if written is not None), "")
