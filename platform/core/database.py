@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,21 +13,23 @@ from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, event, te
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from ..migrations import HEAD, TableInTheWayError, stamp_of, upgrade
+from ..migrations import TableInTheWayError, check_untranslated, upgrade
 from .engines import AUTOCOMMIT, READ_ONLY, check_transactional, create, level_of_connection, level_of_engine, prepare
-from .errors import InvalidRequestError, SchemaVersionError, WalletError
+from .errors import InvalidRequestError, WalletError
 from .failures import (
     FAILURES,
     REPEAT,
     START_OVER,
     is_lost,
     is_miss,
+    is_stopped,
     is_transient,
     is_unique_violation,
     translate,
     translated,
 )
 from .logs import say
+from .schema import FOUND, Home, with_found
 from .statement import ISOLATION_LEVELS, Parameters, Row, Statement, give_up, in_transaction
 
 T = TypeVar("T")
@@ -44,7 +46,8 @@ SNAPSHOT = {READ_ONLY: True, "postgresql_readonly": True}
 SNAPSHOT_SETTINGS = ("work_mem = '64MB'", "jit = off")
 MAX_DOUBLINGS = 10
 LOCAL = ("lock_timeout", "plan_cache_mode")
-SET_LOCALLY = text("SELECT " + ", ".join(f"set_config('{name}', :{name}, true)" for name in LOCAL))
+SET_LOCALLY = with_found(", ".join(f"set_config('{name}', :{name}, true)" for name in LOCAL))
+PUT_BACK = text("SELECT " + ", ".join(f"set_config('{name}', :{name}, true)" for name in LOCAL))
 CURRENT_SETTINGS = text("SELECT " + ", ".join(f"current_setting('{name}') AS {name}" for name in LOCAL))
 
 
@@ -69,6 +72,8 @@ class Database:
     configured when it opens. ``lock_timeout_ms`` bounds the wait for one row lock on PostgreSQL.
     ``single_statement=False`` is for what speaks PostgreSQL's protocol but cannot change several tables
     in one statement (a cluster whose rows of one operation are on several machines).
+    ``schema`` is the schema of PostgreSQL's that everything is kept in, wherever the search path leads; by default
+    the first one of the search path, which must be the same on every connection.
     ``isolation_level`` is what every transaction that the module begins for writing on PostgreSQL has:
     READ COMMITTED, REPEATABLE READ or SERIALIZABLE; by default what the engine has, and else what the server
     gives. Nothing in the module needs more than READ COMMITTED; at the others contention ends in
@@ -85,6 +90,7 @@ class Database:
         lock_timeout_ms: int = 5000,
         single_statement: bool = True,
         isolation_level: str | None = None,
+        schema: str | None = None,
     ) -> None:
         if type(lock_timeout_ms) is not int or not 1 <= lock_timeout_ms <= LONGEST_LOCK_TIMEOUT_MS:
             expected = f"a whole number of milliseconds from 1 to {LONGEST_LOCK_TIMEOUT_MS}"
@@ -99,10 +105,16 @@ class Database:
         self.single_statement = single_statement and not self.is_sqlite
         # Joins with the rows of a parameter: what a plan made for an empty table would cost on a large one.
         self._settings = {"lock_timeout": self.lock_timeout, "plan_cache_mode": "force_custom_plan"}
-        self._schema_checked = False
         self._process = os.getpid()
         self._isolation_level = None if self.is_sqlite else isolation_level or level_of_engine(self.engine)
+        check_untranslated(self.engine, "target")
+        self._home = Home(schema, self.engine.dialect.name)
         prepare(self.engine)
+
+    @property
+    def schema(self) -> str | None:
+        """The schema that everything is kept in; ``None`` is the first one of the search path."""
+        return self._home.schema
 
     @property
     def is_sqlite(self) -> bool:
@@ -133,7 +145,7 @@ class Database:
         """
         with translated(), self._begin() as connection:
             try:
-                upgrade(connection)
+                upgrade(connection, self.schema)
             except TableInTheWayError as error:
                 expected = "a database in which these names are free, or the module's own"
                 raise InvalidRequestError(field="database", value=str(error), expected=expected) from error
@@ -141,14 +153,11 @@ class Database:
 
     def _check_schema(self, joined: Connection | None = None) -> None:
         """Once: a database of another version, or of none, is refused before anything is read or written."""
-        if self._schema_checked:
+        if self._home.checked:
             return
         again = START_OVER if joined else REPEAT
         with translated(again), nullcontext(joined) if joined else self._plain() as connection:
-            found = stamp_of(connection)
-        if found is None or not found.serves:
-            raise SchemaVersionError(found=found and found.revision, expected=HEAD)
-        self._schema_checked = True
+            self._home.check(connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -205,7 +214,7 @@ class Database:
                 if at_once is not None and number == 0 and self.single_statement:
                     return at_once(self._execute_alone, self._plain)
                 with self._begin() as connection:
-                    self._set_locally(connection, self._settings)
+                    self._set_locally(connection)
                     return attempt(connection, number > 0)
             except FAILURES as error:
                 failure = translate(error, attempts=number + 1)
@@ -227,8 +236,9 @@ class Database:
             options["isolation_level"] = isolation_level
         with self.engine.connect() as connection:
             self._level_on(connection.connection)  # which refuses autocommit
+            check_untranslated(connection, "target")
             # Of the connection, not of a derived engine: over that one's the level of the host's engine would win.
-            yield connection.execution_options(**options)
+            yield connection.execution_options(**options, **self._home.translation)
 
     def _level_on(self, pooled: PoolProxiedConnection) -> str | None:
         """The level of what is written on the connection: as asked for, or else as the engine has it."""
@@ -242,7 +252,7 @@ class Database:
             try:
                 if level is not None and in_transaction(pooled):
                     pooled.commit()  # a transaction that has begun already, at some other level
-                row = statement.execute(pooled, parameters, level)
+                row = self._home.placed(statement).execute(pooled, parameters, level)
                 if in_transaction(pooled):
                     pooled.commit()
                 return row
@@ -253,6 +263,8 @@ class Database:
                     self._dispose()
                 if is_miss(error):
                     return None
+                if is_stopped(error):
+                    self._home.confirm(self._home.placed(FOUND).execute(pooled, {}, level))
                 raise
             except BaseException as error:
                 give_up(pooled)
@@ -282,6 +294,7 @@ class Database:
             )
         if not self.is_sqlite:
             check_transactional(connection.connection, "session")
+        check_untranslated(connection, "session")
         self._check_schema(connection)
 
     def _give_up_what_sqlite_has_rolled_back(self, session: "Session | scoped_session[Any]") -> None:
@@ -292,20 +305,22 @@ class Database:
                 if not getattr(connection.connection.dbapi_connection, "in_transaction", True):
                     connection.invalidate()
 
-    def _set_locally(self, connection: Connection, settings: Mapping[str, str]) -> None:
-        if not self.is_sqlite:
-            connection.execute(SET_LOCALLY, settings)
+    def _set_locally(self, connection: Connection) -> None:
+        """What every transaction for writing begins with: bounded waits, and a look at where it is going to write."""
+        if self.is_sqlite:
+            self._home.confirm_on_sqlite(connection)
+        else:
+            self._home.confirm(connection.execute(SET_LOCALLY, self._settings).first())
 
     @contextmanager
     def _settings_lent(self, connection: Connection) -> Iterator[None]:
         """The same inside the caller's transaction, whose own settings are put back afterwards."""
-        if self.is_sqlite:
+        with self._home.lent(connection):
+            before = {} if self.is_sqlite else dict(connection.execute(CURRENT_SETTINGS).one()._mapping)
+            self._set_locally(connection)
             yield
-            return
-        before = connection.execute(CURRENT_SETTINGS).one()._mapping
-        self._set_locally(connection, self._settings)
-        yield
-        self._set_locally(connection, dict(before))
+            if before:
+                connection.execute(PUT_BACK, before)
 
 
 def after_commit(

@@ -1,6 +1,7 @@
 """Making engines, and installing what the module relies on, on its own and on the host's."""
 
 import os
+import time
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
@@ -16,6 +17,9 @@ SQLITE_PRAGMAS = (
     "synchronous = FULL",
     "recursive_triggers = ON",  # without it INSERT OR REPLACE deletes rows past the append-only triggers
 )
+SQLITE_BUSY = 5
+WAL_TIMEOUT = 10.0
+WAL_PAUSE = 0.01
 READ_ONLY = "points_platform_read_only"
 LEVEL = "points_platform_level"
 AUTOCOMMIT = "AUTOCOMMIT"
@@ -141,8 +145,21 @@ def _configure_sqlite(dbapi_connection: Any, record: ConnectionPoolEntry) -> Non
     dbapi_connection.isolation_level = None  # BEGIN is ours, see below
     cursor = dbapi_connection.cursor()
     for pragma in SQLITE_PRAGMAS:
-        cursor.execute(f"PRAGMA {pragma}")
+        _set(cursor, pragma)
     cursor.close()
+
+
+def _set(cursor: Any, pragma: str) -> None:
+    # For a new file's change to WAL, which others may make at the same moment, no busy timeout counts.
+    until = time.monotonic() + WAL_TIMEOUT
+    while True:
+        try:
+            cursor.execute(f"PRAGMA {pragma}")
+            return
+        except Exception as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(WAL_PAUSE)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -16,6 +16,8 @@ UNIQUE_VIOLATION = "23505"
 CONFLICTS = {"40001", "40P01", "55P03", UNIQUE_VIOLATION}
 # How a single statement of ours undoes itself when it finds a row changed.
 DIVISION_BY_ZERO = "22012"
+# How it stops where this release may not write (``schema.STOPPED``).
+UNDEFINED_OBJECT = "42704"
 # Connection exceptions, shutdown, crash, start-up, too many clients.
 LOST = {"08000", "08001", "08003", "08004", "08006", "08007", "57P01", "57P02", "57P03", "53300"}
 # SQLite: busy and locked (primary codes), and violations of a unique index or primary key (extended codes).
@@ -151,6 +153,11 @@ def is_unique_violation(error: Exception) -> bool:
 def is_miss(error: Exception) -> bool:
     """Whether a single statement found something else than it was made for: a read will tell what."""
     return is_unique_violation(error) or _code(error) == DIVISION_BY_ZERO
+
+
+def is_stopped(error: Exception) -> bool:
+    """Whether a single statement was not for this release, or for the schema that it met."""
+    return _code(error) == UNDEFINED_OBJECT
 
 
 def is_lost(error: Exception) -> bool:

@@ -6,10 +6,11 @@ from datetime import datetime
 from itertools import groupby, islice
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, bindparam, func, insert, select, text, update
+from sqlalchemy import Column, ColumnElement, Connection, Row, bindparam, func, insert, select, update
 
 from ..core.errors import LedgerDamagedError
 from ..core.models import UtcDateTime
+from ..core.schema import Sql
 from .accounts import WALLETS
 from .log import ENTRY_FIELDS, GENESIS, HEADER_FIELDS, OPTIONAL_FIELDS, Candidate, Wallet, candidate, chained, digest
 from .models import ENTRIES, LOG, LOG_READERS, TRANSACTIONS, LogEntry, LogHead
@@ -46,7 +47,7 @@ ENTRIES_OF = f"""
 """
 
 # Put together from constants of this package alone.
-_UNSEALED = text(f"""
+_UNSEALED = Sql(f"""
     SELECT t.transaction_id, t.currency, {DIGEST} AS digest, e.versions
     FROM (
         SELECT * FROM {TRANSACTIONS} t
@@ -64,7 +65,7 @@ _UNSEALED = text(f"""
     ORDER BY t.transaction_id
 """)
 
-_CHANGED = text(f"""
+_CHANGED = Sql(f"""
     WITH changed AS MATERIALIZED (
         SELECT l.position, l.position - 1 AS last_position, l.transaction_id, l.hash,
             encode(sha256(convert_to(coalesce(p.hash, :genesis) || {DIGEST}, 'UTF8')), 'hex') AS expected
@@ -78,7 +79,7 @@ _CHANGED = text(f"""
     )
     SELECT * FROM changed WHERE expected <> hash ORDER BY position LIMIT :limit
 """)
-_MISSING = text(f"""
+_MISSING = Sql(f"""
     SELECT * FROM (
         SELECT l.position, LAG(l.position, 1, CAST(:since AS bigint)) OVER (ORDER BY l.position) AS last_position,
             l.transaction_id, l.hash, t.transaction_id AS found_id
@@ -94,7 +95,7 @@ _MISSING = text(f"""
 _BUCKETS = ", ".join(sorted({f"'{bucket.value}'" for buckets in WALLETS.values() for bucket in buckets}))
 
 _SEALED_VERSIONS = {
-    "postgresql": text(f"""
+    "postgresql": Sql(f"""
         SELECT w.account_id, w.currency
         FROM unnest(string_to_array(:accounts, E'\n'), string_to_array(:currencies, E'\n'),
                     CAST(string_to_array(:versions, E'\n') AS bigint[])) AS w (account_id, currency, version)
@@ -104,7 +105,7 @@ _SEALED_VERSIONS = {
               AND e.bucket IN ({_BUCKETS}) AND e.wallet_version = w.version
         )
     """),
-    "sqlite": text(f"""
+    "sqlite": Sql(f"""
         SELECT w.value ->> 0, w.value ->> 1
         FROM json_each(:wallets) AS w
         WHERE EXISTS (
@@ -116,14 +117,14 @@ _SEALED_VERSIONS = {
 }
 
 _SEALED_IDS = {
-    "postgresql": text(f"""
+    "postgresql": Sql(f"""
         SELECT l.transaction_id FROM unnest(string_to_array(:ids, E'\n')) AS given (id)
         JOIN {LOG} l ON l.transaction_id = given.id
     """),
-    "sqlite": text(f"SELECT transaction_id FROM {LOG} WHERE transaction_id IN (SELECT value FROM json_each(:ids))"),
+    "sqlite": Sql(f"SELECT transaction_id FROM {LOG} WHERE transaction_id IN (SELECT value FROM json_each(:ids))"),
 }
 
-_APPEND = text(f"""
+_APPEND = Sql(f"""
     INSERT INTO {LOG} (position, transaction_id, hash)
     SELECT :last + number, transaction_id, hash
     FROM unnest(string_to_array(:ids, E'\n'), string_to_array(:hashes, E'\n'))

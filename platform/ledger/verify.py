@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from ..core.schema import Sql
 from ..core.values import MAX_POINTS
 from . import log_store
 from .accounts import CHART, PLATFORM, WALLETS, InHold, Shape, operations_that, shapes
@@ -62,7 +63,7 @@ def _narrowed(statement: str, since: int, dialect: str) -> str:
 
 def _rows(connection: Connection, statement: str, since: int, **parameters: Any) -> Iterator[dict[str, Any]]:
     used = {"limit": MOST_FINDINGS, **parameters} | ({"since": since} if since else {})
-    for row in connection.execute(text(_narrowed(statement, since, connection.dialect.name)), used).all():
+    for row in connection.execute(Sql(_narrowed(statement, since, connection.dialect.name)), used).all():
         yield dict(row._mapping)
 
 

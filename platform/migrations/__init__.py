@@ -4,15 +4,31 @@ Revisions are literal statements, run by Alembic on a given connection and in it
 of the house and import nothing of ours. A host's own migrations call ``upgrade`` inside a revision of theirs.
 """
 
-from .revisions import HEAD, VERSION_TABLE, Stamp, TableInTheWayError, include_object, metadata, stamp_of, upgrade
+from .given import check_schema, check_untranslated
+from .revisions import (
+    HEAD,
+    VERSION_TABLE,
+    Stamp,
+    TableInTheWayError,
+    include_object,
+    include_object_outside,
+    metadata,
+    misplaced,
+    stamp_of,
+    upgrade,
+)
 
 __all__ = [
     "HEAD",
     "VERSION_TABLE",
     "Stamp",
     "TableInTheWayError",
+    "check_schema",
+    "check_untranslated",
     "include_object",
+    "include_object_outside",
     "metadata",
+    "misplaced",
     "stamp_of",
     "upgrade",
 ]

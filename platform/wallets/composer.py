@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Table
 
+from ..core.schema import if_may_write
 from ..core.statement import Statement
 from ..ledger import store as ledger_store
 from ..ledger.accounts import WALLETS, Account, Bucket
@@ -28,7 +29,8 @@ _HEADER_VALUES = attrgetter(*HEADER)
 AT = "%(occurred_at)s::timestamptz"
 CURRENCY = "%(currency)s::varchar"
 # The wait for a row lock is bounded before the first row is touched.
-BOUNDED = "\n    SELECT set_config('lock_timeout', %(lock_timeout)s, true)"
+SET_TIMEOUT = "set_config('lock_timeout', %(lock_timeout)s, true)"
+BOUNDED = f"\n    SELECT {if_may_write(SET_TIMEOUT)}"
 STATEMENTS = 1000  # shapes differ by operation and by what is optional in one
 KINDS = list(WALLET_TABLES)
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 revision = "0001"
 down_revision = None
 
-# {text} compares and sorts by code point whatever the locale; {time} is a time with microseconds.
+# {text} compares and sorts by code point whatever the locale; {time} is a time with microseconds; {at} is the schema,
+# with a point, or nothing.
 TABLES = (
     """
-    CREATE TABLE user_wallets (
+    CREATE TABLE {at}user_wallets (
         owner_id VARCHAR(137){text} NOT NULL,
         currency VARCHAR(32){text} NOT NULL,
         available BIGINT NOT NULL,
@@ -29,7 +30,7 @@ TABLES = (
     )
     """,
     """
-    CREATE TABLE model_wallets (
+    CREATE TABLE {at}model_wallets (
         owner_id VARCHAR(137){text} NOT NULL,
         currency VARCHAR(32){text} NOT NULL,
         earned BIGINT NOT NULL,
@@ -45,7 +46,7 @@ TABLES = (
     )
     """,
     """
-    CREATE TABLE escrow_items (
+    CREATE TABLE {at}escrow_items (
         escrow_id VARCHAR(36){text} NOT NULL,
         owner_id VARCHAR(137){text} NOT NULL,
         currency VARCHAR(32){text} NOT NULL,
@@ -70,11 +71,11 @@ TABLES = (
             OR (processed_at IS NOT NULL AND settled_amount + refunded_amount = amount AND status <> 'held'))
     )
     """,
-    "CREATE INDEX escrow_items_held ON escrow_items (escrow_id) WHERE status = 'held'",
-    "CREATE INDEX escrow_items_owner ON escrow_items (owner_id, status, escrow_id)",
-    "CREATE INDEX escrow_items_queue_item ON escrow_items (queue_item_id)",
+    "CREATE INDEX escrow_items_held ON {at}escrow_items (escrow_id) WHERE status = 'held'",
+    "CREATE INDEX escrow_items_owner ON {at}escrow_items (owner_id, status, escrow_id)",
+    "CREATE INDEX escrow_items_queue_item ON {at}escrow_items (queue_item_id)",
     """
-    CREATE TABLE deposit_claims (
+    CREATE TABLE {at}deposit_claims (
         source VARCHAR(128){text} NOT NULL,
         reference VARCHAR(128){text} NOT NULL,
         owner_id VARCHAR(137){text} NOT NULL,
@@ -87,7 +88,7 @@ TABLES = (
     )
     """,
     """
-    CREATE TABLE ledger_transactions (
+    CREATE TABLE {at}ledger_transactions (
         transaction_id VARCHAR(36){text} NOT NULL,
         owner_id VARCHAR(137){text} NOT NULL,
         operation VARCHAR(32){text} NOT NULL,
@@ -107,9 +108,9 @@ TABLES = (
         CONSTRAINT ledger_transactions_idempotency_key UNIQUE (owner_id, operation, idempotency_key)
     )
     """,
-    "CREATE INDEX ledger_transactions_escrow ON ledger_transactions (escrow_id)",
+    "CREATE INDEX ledger_transactions_escrow ON {at}ledger_transactions (escrow_id)",
     """
-    CREATE TABLE ledger_entries (
+    CREATE TABLE {at}ledger_entries (
         transaction_id VARCHAR(36){text} NOT NULL,
         owner_id VARCHAR(137){text} NOT NULL,
         account_id VARCHAR(137){text} NOT NULL,
@@ -130,9 +131,12 @@ TABLES = (
         CONSTRAINT ledger_entries_version UNIQUE (account_id, currency, bucket, wallet_version)
     )
     """,
-    "CREATE INDEX ledger_entries_account ON ledger_entries (account_id, currency, bucket, posted_at, wallet_version)",
     """
-    CREATE TABLE ledger_log (
+    CREATE INDEX ledger_entries_account ON {at}ledger_entries
+        (account_id, currency, bucket, posted_at, wallet_version)
+    """,
+    """
+    CREATE TABLE {at}ledger_log (
         position BIGINT NOT NULL,
         transaction_id VARCHAR(36){text} NOT NULL,
         hash VARCHAR(64){text} NOT NULL,
@@ -142,7 +146,7 @@ TABLES = (
     )
     """,
     """
-    CREATE TABLE ledger_log_readers (
+    CREATE TABLE {at}ledger_log_readers (
         name VARCHAR(128){text} NOT NULL,
         position BIGINT NOT NULL,
         updated_at {time} NOT NULL,
@@ -159,31 +163,31 @@ APPEND_ONLY = ("ledger_transactions", "ledger_entries", "ledger_log")
 TRIGGERS = {
     "postgresql": (
         """
-    CREATE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS
+    CREATE FUNCTION {at}{table}_append_only() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN RAISE EXCEPTION '{table} is append-only' USING ERRCODE = 'restrict_violation'; END $$
     """,
         """
-    CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
-    FOR EACH STATEMENT EXECUTE FUNCTION {table}_append_only()
+    CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {at}{table}
+    FOR EACH STATEMENT EXECUTE FUNCTION {at}{table}_append_only()
     """,
     ),
     "sqlite": (
         """
-    CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table}
+    CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {at}{table}
     BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END
     """,
         """
-    CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table}
+    CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {at}{table}
     BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END
     """,
     ),
 }
 
 
-def upgrade(execute: Callable[[str], object], dialect: str) -> None:
+def upgrade(execute: Callable[[str], object], dialect: str, at: str) -> None:
     """Make the tables, their indexes and triggers."""
     for statement in TABLES:
-        execute(statement.format(**TYPES[dialect]))
+        execute(statement.format(at=at, **TYPES[dialect]))
     for table in APPEND_ONLY:
         for statement in TRIGGERS[dialect]:
-            execute(statement.format(table=table))
+            execute(statement.format(at=at, table=table))
