@@ -50,6 +50,7 @@ SQL_FILES = {
     "database.py",
     "engines.py",
     "schema.py",
+    "rights.py",
     "models.py",
     "revisions.py",
 }

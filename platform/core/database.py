@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from ..migrations import TableInTheWayError, check_untranslated, upgrade
 from .engines import AUTOCOMMIT, READ_ONLY, check_transactional, create, level_of_connection, level_of_engine, prepare
-from .errors import InvalidRequestError, WalletError
+from .errors import InvalidRequestError, SchemaVersionError, WalletError
 from .failures import (
     FAILURES,
     REPEAT,
@@ -29,6 +29,7 @@ from .failures import (
     translated,
 )
 from .logs import say
+from .rights import DENIED, lacking
 from .schema import FOUND, Home, with_found
 from .statement import ISOLATION_LEVELS, Parameters, Row, Statement, give_up, in_transaction
 
@@ -143,7 +144,7 @@ class Database:
         ``SchemaVersionError`` where a newer release's schema stands that this one may not write to, and
         ``StorageUnavailableError``.
         """
-        with translated(), self._begin() as connection:
+        with translated(explain=self._explained), self._begin() as connection:
             try:
                 upgrade(connection, self.schema)
             except TableInTheWayError as error:
@@ -156,15 +157,30 @@ class Database:
         if self._home.checked:
             return
         again = START_OVER if joined else REPEAT
-        with translated(again), nullcontext(joined) if joined else self._plain() as connection:
+        with translated(again, self._explained), nullcontext(joined) if joined else self._plain() as connection:
             self._home.check(connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection for plain reads, each statement its own snapshot on PostgreSQL."""
         self._check_schema()
-        with translated(), self._plain() as connection:
+        with translated(explain=self._explained), self._plain() as connection:
             yield connection
+
+    def _explained(self, failure: WalletError, error: Exception, session: HostSession = None) -> WalletError:
+        """A better word for what would fail again as it is: rights that are missing, or a release that is too old."""
+        try:
+            if failure.details.get("cause") == DENIED:
+                with nullcontext(session.connection()) if session else self._plain() as connection:
+                    return lacking(failure, error, connection, self.schema)
+            if not failure.retryable and self._home.checked and session is None:
+                self._home.checked = False
+                self._check_schema()
+        except SchemaVersionError as too_old:
+            return too_old
+        except (WalletError, *FAILURES):
+            pass  # whatever keeps from looking, the failure has been told
+        return failure
 
     def _plain(self) -> AbstractContextManager[Connection]:
         return self._connect(AUTOCOMMIT, **{READ_ONLY: True})
@@ -177,7 +193,7 @@ class Database:
         """
         self._check_schema()
         shared = None if of is None else of.scalar(text("SELECT pg_export_snapshot()"))
-        with translated(), self._connect("REPEATABLE READ", **SNAPSHOT) as connection:
+        with translated(explain=self._explained), self._connect("REPEATABLE READ", **SNAPSHOT) as connection:
             if shared is not None:
                 connection.execute(text(f"SET TRANSACTION SNAPSHOT '{shared}'"))
             if not self.is_sqlite:
@@ -221,7 +237,7 @@ class Database:
                 lost = failure if is_lost(error) else lost
                 if not is_transient(error) or number == retry.attempts:
                     # An attempt that was lost may have been committed: contention after it proves nothing.
-                    raise lost or failure from error
+                    raise lost or self._explained(failure, error) from error
                 number += 1
                 say(log, logging.DEBUG, "attempt %d: %s", number, failure.code, attempt=number, code=failure.code)
 
@@ -283,7 +299,8 @@ class Database:
             except FAILURES as error:
                 self._give_up_what_sqlite_has_rolled_back(session)
                 if number == JOINED_ATTEMPTS or not is_unique_violation(error):
-                    raise translate(error, attempts=number, again=START_OVER) from error
+                    failure = translate(error, attempts=number, again=START_OVER)
+                    raise self._explained(failure, error, session) from error
                 number += 1
 
     def _check_joinable(self, connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """What an error of SQLAlchemy or a driver means, and what to do about it: decided by code, not by message text."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psycopg
@@ -70,15 +70,17 @@ FAILURES = (Stale, SQLAlchemyError, psycopg.Error, UnicodeEncodeError, NotImplem
 
 
 @contextmanager
-def translated(again: Advice = REPEAT) -> Iterator[None]:
+def translated(
+    again: Advice = REPEAT, explain: Callable[[WalletError, Exception], WalletError] = lambda failure, error: failure
+) -> Iterator[None]:
     """Turn whatever SQLAlchemy or the driver raises inside, where nothing is written, into the module's errors.
 
-    ``again`` is what to do where another try can help.
+    ``again`` is what to do where another try can help; ``explain`` may find a better word for a failure.
     """
     try:
         yield
     except (*FAILURES, ValueError) as error:  # a ValueError is a time in SQLite that is none
-        raise translate(error, again=again) from error
+        raise explain(translate(error, again=again), error) from error
 
 
 def translate(error: Exception, attempts: int = 1, again: Advice = SEND_AGAIN) -> WalletError:

@@ -54,18 +54,24 @@ def placed(statement: Statement, schema: str | None, place: str) -> Statement:
     return Statement(f"{statement.name:.20}_{hashlib.sha256(text.encode()).hexdigest()[:8]}", text)
 
 
+def named_tables(sql: str) -> tuple[str, ...]:
+    """The module's tables that SQL names, each once."""
+    return tuple(dict.fromkeys(_tables(behind=True).findall(sql)))
+
+
 def _table(name: str) -> Table:
     return Base.metadata.tables.get(name, VERSIONS)
 
 
-def _tables() -> re.Pattern[str]:
-    """The names of tables where they stand for tables, and not in a text or before a column."""
-    return _names((*Base.metadata.tables, VERSION_TABLE))
+def _tables(*, behind: bool = False) -> re.Pattern[str]:
+    """The names of tables where they stand for tables, and not in a text or before a column; also behind a schema."""
+    return _names((*Base.metadata.tables, VERSION_TABLE), behind)
 
 
 @cache
-def _names(tables: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w.'\"])(?:{'|'.join(tables)})(?![\w.'\"])")
+def _names(tables: tuple[str, ...], behind: bool) -> re.Pattern[str]:
+    before = r"[\w']" if behind else r"[\w.'\"]"
+    return re.compile(rf"(?<!{before})(?:{'|'.join(tables)})(?![\w.'\"])")
 
 
 def schema_of(connection: Connection) -> str | None:
