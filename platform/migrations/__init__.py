@@ -14,6 +14,7 @@ from .revisions import (
     include_object_outside,
     metadata,
     misplaced,
+    script,
     stamp_of,
     upgrade,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "include_object_outside",
     "metadata",
     "misplaced",
+    "script",
     "stamp_of",
     "upgrade",
 ]

@@ -1,7 +1,7 @@
 """Running the revisions, and telling where a database stands."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +10,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection, MetaData, inspect, text
 
-from .given import check_connection, check_schema, refused
+from .given import DIALECTS, check_connection, check_schema, refused
 
 HEAD = "0001"
+BASELINE = "0001"
 VERSION_TABLE = "points_platform_schema"
 FOLDER = Path(__file__).parent
 # Any number that nobody else takes: those who upgrade one database come one after the other.
@@ -24,10 +25,11 @@ TABLE = re.compile(r"CREATE TABLE (?:\"[^\"]+\"\.)?(\w+)")
 _VERSIONS = f"""
     CREATE TABLE {{at}}{VERSION_TABLE} (
         version_num VARCHAR(32) NOT NULL,
-        oldest_writer VARCHAR(32) DEFAULT '0001' NOT NULL,
+        oldest_writer VARCHAR(32) DEFAULT '{BASELINE}' NOT NULL,
         CONSTRAINT {VERSION_TABLE}_pkey PRIMARY KEY (version_num)
     )
 """
+_RAISE = f"UPDATE {{at}}{VERSION_TABLE} SET oldest_writer = '{{oldest_writer}}'"
 _PLACE = text(f"""
     SELECT n.nspname, current_schema() FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relname = '{VERSION_TABLE}' AND c.relkind IN ('r', 'p')
@@ -93,22 +95,36 @@ def upgrade(connection: Connection, schema: str | None = None) -> None:
     timeout = _begin(connection)
     stamp = stamp_of(connection, schema)
     scripts = _scripts()
+    pending = [each for each in _all(scripts) if stamp is None or each.revision > stamp.revision]
     if stamp is None:
         _make_room(connection, schema)
         connection.execute(text(_VERSIONS.format(at=_at(schema))))
-    elif stamp.revision < HEAD and connection.dialect.name != "sqlite":
-        # Whoever has looked there whether it may write has committed by then, and everybody else looks afterwards.
-        connection.execute(text(f"LOCK TABLE {_at(schema)}{VERSION_TABLE} IN ACCESS EXCLUSIVE MODE"))
-    if stamp is None or (stamp.revision < HEAD and stamp.revision in {each.revision for each in _all(scripts)}):
-        options = {
-            "version_table": VERSION_TABLE,
-            "version_table_schema": schema,
-            "fn": lambda revision, context: scripts._upgrade_revs(HEAD, revision),
-        }
-        context = MigrationContext.configure(connection, opts=options)
-        context.run_migrations(execute=context.execute, dialect=connection.dialect.name, at=_at(schema))
+    if stamp is None or (pending and stamp.revision in {each.revision for each in _all(scripts)}):
+        _run(connection, schema, scripts, _raised(pending, stamp))
     if timeout is not None:
         connection.execute(_SET_TIMEOUT, {"timeout": timeout})
+
+
+def _run(connection: Connection, schema: str | None, scripts: ScriptDirectory, oldest_writer: str | None) -> None:
+    if oldest_writer is not None and connection.dialect.name != "sqlite":
+        # Whoever has looked there whether it may write has ended by then, and everybody else looks afterwards.
+        connection.execute(text(f"LOCK TABLE {_at(schema)}{VERSION_TABLE} IN ACCESS EXCLUSIVE MODE"))
+    options = {
+        "version_table": VERSION_TABLE,
+        "version_table_schema": schema,
+        "fn": lambda revision, context: scripts._upgrade_revs(HEAD, revision),
+    }
+    context = MigrationContext.configure(connection, opts=options)
+    context.run_migrations(execute=context.execute, dialect=connection.dialect.name, at=_at(schema))
+    if oldest_writer is not None:
+        connection.execute(text(_RAISE.format(at=_at(schema), oldest_writer=oldest_writer)))
+
+
+def _raised(pending: Sequence[Script], stamp: Stamp | None) -> str | None:
+    """The oldest writer that these revisions leave, where it is another one than before."""
+    before = Stamp("", BASELINE) if stamp is None else stamp
+    oldest: str = max((each.module.oldest_writer for each in pending), default=before.oldest_writer)
+    return oldest if oldest > before.oldest_writer else None
 
 
 _SET_TIMEOUT = text("SELECT set_config('lock_timeout', :timeout, true)")
@@ -149,6 +165,44 @@ def statements(dialect: str, schema: str | None = None, *, since: str | None = N
             make: Callable[..., None] = script.module.upgrade
             make(execute=made.append, dialect=dialect, at=_at(schema))
             yield from ((script.revision, statement) for statement in made)
+
+
+def script(dialect: str, schema: str | None = None, *, since: Stamp | None = None) -> Iterator[str]:
+    """What ``upgrade`` would execute on a database that stands there, or on an empty one, for somebody else to run.
+
+    One transaction, statement by statement; nothing where there is nothing to do. Raises ``InvalidRequestError`` for
+    what is no dialect, and for a schema that it does not have.
+    """
+    if dialect not in DIALECTS:
+        raise refused("dialect", dialect, f"one of {', '.join(DIALECTS)}")
+    check_schema(schema, dialect)
+    pending = [each for each in _all(_scripts()) if since is None or each.revision > since.revision]
+    if not pending:
+        return
+    at, oldest_writer = _at(schema), _raised(pending, since)
+    yield from _beginning(dialect, schema, since, shuts_out=oldest_writer is not None)
+    yield from (statement for _, statement in statements(dialect, schema, since=since and since.revision))
+    if since is None:
+        yield f"INSERT INTO {at}{VERSION_TABLE} (version_num) VALUES ('{pending[-1].revision}')"
+    else:
+        yield f"UPDATE {at}{VERSION_TABLE} SET version_num = '{pending[-1].revision}'"
+    if oldest_writer is not None:
+        yield _RAISE.format(at=at, oldest_writer=oldest_writer)
+    yield "COMMIT"
+
+
+def _beginning(dialect: str, schema: str | None, since: Stamp | None, *, shuts_out: bool) -> Iterator[str]:
+    at = _at(schema)
+    if dialect == "sqlite":
+        yield "BEGIN IMMEDIATE"
+    else:
+        yield from ("BEGIN", f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", f"SELECT pg_advisory_xact_lock({LOCK})")
+    if since is None:
+        if schema is not None:
+            yield f'CREATE SCHEMA IF NOT EXISTS "{schema}"'
+        yield _VERSIONS.format(at=at)
+    elif shuts_out and dialect == "postgresql":
+        yield f"LOCK TABLE {at}{VERSION_TABLE} IN ACCESS EXCLUSIVE MODE"
 
 
 def _make_room(connection: Connection, schema: str | None) -> None:

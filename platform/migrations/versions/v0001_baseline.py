@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 revision = "0001"
 down_revision = None
+# The oldest revision whose release may still write to what this one leaves.
+oldest_writer = "0001"
 
 # {text} compares and sorts by code point whatever the locale; {time} is a time with microseconds; {at} is the schema,
 # with a point, or nothing.
