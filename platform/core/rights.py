@@ -10,7 +10,10 @@ from .schema import named_tables
 DENIED = "42501"
 OPERATING = ("SELECT", "INSERT", "UPDATE")
 MAKING = {"CREATE", "ALTER", "DROP", "LOCK"}
-LACKING = Advice("{server}; the role lacks {missing}", retryable=False)
+LACKING = Advice(
+    "{server}; the role lacks {missing} (operations need SELECT, INSERT and UPDATE on every table of the module)",
+    retryable=False,
+)
 
 # An empty list is one of one empty text, which names no table.
 _ON_TABLES = text("""
@@ -41,13 +44,14 @@ _ON_DATABASE = text("""
 """)
 
 
-def missing(connection: Connection, schema: str | None, sql: str) -> tuple[str, ...]:
+def missing(connection: Connection, schema: str | None, sql: str, said: str) -> tuple[str, ...]:
     """What the connection's role would need for a statement that was refused: each as right and object.
 
-    For one that is not known (``""``) what operations need, on any table. Raises SQLAlchemy's errors.
+    On the table that the server has named, in whatever language; else on those of the statement, or all. Where the
+    statement is not known (``""``) it is what operations need. Raises SQLAlchemy's errors.
     """
     verb = sql.split(maxsplit=1)[0].upper() if sql else ""
-    tables = ",".join(named_tables(sql) or (*Base.metadata.tables, VERSION_TABLE))
+    tables = ",".join(named_tables(said) or named_tables(sql) or (*Base.metadata.tables, VERSION_TABLE))
     asked = {"schema": schema, "tables": tables}
     if verb in MAKING:
         found = [*connection.scalars(_ON_SCHEMA, {"schema": schema, "needed": "USAGE,CREATE"})]
@@ -63,5 +67,5 @@ def missing(connection: Connection, schema: str | None, sql: str) -> tuple[str, 
 
 def lacking(failure: WalletError, error: Exception, connection: Connection, schema: str | None) -> WalletError:
     """The same failure with the rights that are missing for what was refused, where they are found."""
-    found = missing(connection, schema, getattr(error, "statement", None) or "")
+    found = missing(connection, schema, getattr(error, "statement", None) or "", str(failure.details["server"]))
     return StorageUnavailableError(advice=LACKING, **failure.details, missing=found) if found else failure

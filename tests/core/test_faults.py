@@ -481,7 +481,8 @@ def test_a_role_that_may_only_read_can_read_and_gets_no_driver_error_for_writing
     with administrator(server.database.engine.url) as admin:
         admin.execute(f"CREATE ROLE {role}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     try:
-        denied = {"cause": "42501", "server": "permission denied for table user_wallets"}
+        denied: dict[str, Any] = {"cause": "42501", "server": "permission denied for table user_wallets"}
+        denied["missing"] = ("INSERT on user_wallets", "UPDATE on user_wallets")
         for option, details in ((f"role={role}", denied), ("default_transaction_read_only=on", {"cause": "25006"})):
             url = server.database.engine.url.update_query_dict({"options": f"-c {option}"})
             with Database(url) as database:

@@ -152,4 +152,4 @@ def test_a_schema_that_the_role_may_not_use_is_named(served: Served) -> None:
         owner.create_schema()
     with Database(served.url, schema="points") as database, pytest.raises(StorageUnavailableError) as refused:
         World(database).credit()
-    assert refused.value.details["missing"][0] == "USAGE on schema points"
+    assert "USAGE on schema points" in refused.value.details["missing"]
