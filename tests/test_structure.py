@@ -53,6 +53,7 @@ SQL_FILES = {
     "rights.py",
     "models.py",
     "revisions.py",
+    "promised.py",
 }
 SQL_NAMES = {"select", "insert", "update", "delete", "text", "union", "union_all", "DDL"}
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ..core.schema import Sql
+from ..core.schema import Sql, schema_of
 from ..core.values import MAX_POINTS
+from ..migrations import broken
 from . import log_store
 from .accounts import CHART, PLATFORM, WALLETS, InHold, Shape, operations_that, shapes
 from .models import ENTRIES, LOG, TRANSACTIONS, LogHead
@@ -273,6 +274,17 @@ LEDGER_CHECKS: dict[str, Check] = {
     "accounts and versions": _history,
 }
 SEAL_CHECKS: dict[str, Check] = {"seals": _log}
+
+
+def _walls(connection: Connection, since: int) -> Iterator[Finding]:
+    """Triggers, constraints and indexes that are not there, or not in force: what a promise rests on."""
+    for (kind, table, name, says), found in broken(connection, schema_of(connection)):
+        ids = {"table": table, "name": name} if table else {"function": name}
+        yield Finding(kind=WALLS.get(kind, f"{kind}_missing"), ids=ids, expected=says, found=found)
+
+
+WALLS = {"function": "trigger_missing"}
+SCHEMA_CHECKS: dict[str, Check] = {"triggers, constraints and indexes": _walls}
 
 
 def check_head(connection: Connection, kept: LogHead) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ of the house and import nothing of ours. A host's own migrations call ``upgrade`
 """
 
 from .given import check_schema, check_untranslated
+from .promised import Broken, Promise, broken, promises
 from .revisions import (
     HEAD,
     VERSION_TABLE,
@@ -22,14 +23,18 @@ from .revisions import (
 __all__ = [
     "HEAD",
     "VERSION_TABLE",
+    "Broken",
+    "Promise",
     "Stamp",
     "TableInTheWayError",
+    "broken",
     "check_schema",
     "check_untranslated",
     "include_object",
     "include_object_outside",
     "metadata",
     "misplaced",
+    "promises",
     "script",
     "stamp_of",
     "upgrade",

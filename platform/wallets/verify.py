@@ -9,7 +9,7 @@ from sqlalchemy.exc import DataError
 from ..core.database import Database
 from ..core.values import check_count
 from ..ledger.models import LogHead
-from ..ledger.verify import LEDGER_CHECKS, MOST_FINDINGS, SEAL_CHECKS, Check, Finding, check_head
+from ..ledger.verify import LEDGER_CHECKS, MOST_FINDINGS, SCHEMA_CHECKS, SEAL_CHECKS, Check, Finding, check_head
 from .expected import EXPECTED
 from .models import ESCROW_ITEMS, USER_WALLETS, EscrowStatus
 from .rebuild import drifts
@@ -30,12 +30,13 @@ def verify(
 
     ``since`` narrows it to what came after that position of the log; ``head`` is one that was kept
     elsewhere, without which a log that was cut at its end, or replaced as a whole, cannot be told from a
-    shorter or another one. ``ledger_only`` leaves out wallets and escrow items. ``progress`` is called
-    with the name of each check before it starts, on PostgreSQL from two threads. Raises
-    ``InvalidRequestError``, ``SchemaVersionError``, ``StorageUnavailableError``.
+    shorter or another one. ``ledger_only`` leaves out wallets and escrow items, and the triggers, constraints
+    and indexes that the schema must have. ``progress`` is called with the name of each check before it starts,
+    on PostgreSQL from two threads. Raises ``InvalidRequestError``, ``SchemaVersionError``,
+    ``StorageUnavailableError``.
     """
     check_count("since", since)
-    others = LEDGER_CHECKS if ledger_only else {**LEDGER_CHECKS, **WALLET_CHECKS}
+    others = LEDGER_CHECKS if ledger_only else {**SCHEMA_CHECKS, **LEDGER_CHECKS, **WALLET_CHECKS}
     with database.snapshot() as connection:
         if database.is_sqlite:
             yield from _checked({**SEAL_CHECKS, **others}, connection, since, progress)
@@ -51,7 +52,7 @@ def verify(
 
 def check_names() -> list[str]:
     """The names of the checks that ``verify`` makes."""
-    return [*LEDGER_CHECKS, *SEAL_CHECKS, *WALLET_CHECKS]
+    return [*SCHEMA_CHECKS, *LEDGER_CHECKS, *SEAL_CHECKS, *WALLET_CHECKS]
 
 
 def _checked(

@@ -74,16 +74,20 @@ def play(database: Database) -> World:
 
 
 def tamper(database: Database, *statements: str) -> None:
-    """On a connection of its own, around the triggers."""
+    """On a connection of its own, around the triggers, which are back afterwards."""
     engine = create_engine(database.engine.url)
     with engine.begin() as connection:
-        for table in ("ledger_transactions", "ledger_entries", "ledger_log"):
-            for name in ("update", "delete") if database.is_sqlite else ():
-                connection.execute(text(f"DROP TRIGGER IF EXISTS {table}_no_{name}"))
-            if not database.is_sqlite:
-                connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER ALL"))
+        triggers: list[Any] = []
+        if database.is_sqlite:
+            triggers = list(connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")))
+        else:
+            connection.execute(text("SET LOCAL session_replication_role = replica"))
+        for name, _ in triggers:
+            connection.execute(text(f"DROP TRIGGER {name}"))
         for statement in statements:
             connection.execute(text(statement))
+        for _, created in triggers:
+            connection.execute(text(created))
     engine.dispose()
 
 

@@ -35,7 +35,9 @@ def conclude(database: Database, calls: Sequence[Call], seed: str, counts: Count
         recount(database)
     except AssertionError as error:
         yield Finding("invariants recounted", str(error))
-    yield from (Finding("verify", str(finding)) for finding in verify(database))
+    # A planted bug has taken walls down, and is to be found by what it does.
+    found = (each for each in verify(database) if each.kind != "constraint_missing")
+    yield from (Finding("verify", str(each)) for each in found)
 
 
 def _linearizable(calls: Sequence[Call], counts: Counter[str]) -> Iterator[Finding]:

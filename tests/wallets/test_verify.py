@@ -38,6 +38,8 @@ from points_platform.wallets.models import DEPOSIT_CLAIMS, ESCROW_ITEMS, MODEL_W
 from points_platform.wallets.verify import verify
 from support.world import World, at_once
 
+OF_WALLS = "triggers, constraints and indexes"
+WALLS = {"trigger_missing", "constraint_missing", "index_missing"}
 SEALS = {"seal_broken", "log_gap", "sealed_transaction_missing"}
 EARLY_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 TABLES = Base.metadata.sorted_tables
@@ -201,7 +203,9 @@ def played(evening: Played) -> Iterator[Played]:
 
 
 def findings(played: Played, **options: Any) -> list[Finding]:
-    return list(verify(played.world.database, **options))
+    """But for the walls, which were pulled down to get at the rows."""
+    found = verify(played.world.database, **options)
+    return [each for each in found if each.kind not in WALLS and each.ids != {"check": OF_WALLS}]
 
 
 def matches(wanted: Any, found: Any) -> bool:
@@ -230,6 +234,7 @@ def test_an_evening_that_was_only_played_has_no_finding(played: Played) -> None:
         "idempotency keys",
         "seals",
         "transactions",
+        OF_WALLS,
         "wallets, escrow items and claims",
     ]
     for since in range(played.head.position + 1):
@@ -1201,7 +1206,7 @@ def test_a_byte_changed_in_the_file_with_an_editor_is_named(sqlite_url: str) -> 
         file.seek(content.index(b"request-of-ben"))
         file.write(b"request-of-bem")
     with Database(sqlite_url) as database:
-        (finding,) = verify(database)
+        (finding,) = (each for each in verify(database) if each.kind not in WALLS)
     assert (finding.kind, finding.ids) == ("seal_broken", played.at("credit ben"))
 
 
