@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from ..core import Database, InvalidRequestError, StorageUnavailableError
@@ -22,9 +23,30 @@ DatabaseOption = Annotated[
         metavar="URL",
         envvar=VARIABLE,
         show_default=False,
-        help="the URL of a SQLite or PostgreSQL database",
+        help="the URL of a SQLite or PostgreSQL database; with ?schema=NAME where the tables are in a schema",
     ),
 ]
+
+
+def required(url: str | None) -> str:
+    """The URL that was given. Raises ``Refusal`` where there is none."""
+    if not url:
+        raise Refusal(f"which database? give --database URL after the command's name, or set {VARIABLE}")
+    return url
+
+
+@contextmanager
+def any_database(url: str | None, *, there: bool = False) -> Iterator[Database]:
+    """The database of that URL, whatever its schema; nothing is created where it must be ``there``.
+
+    Raises ``Refusal``.
+    """
+    with _named(required(url)) as database:
+        file = Path((database.engine.url.database or "").removeprefix("file:"))
+        if there and database.is_sqlite and not file.is_file():
+            raise Refusal(f"there is no database file {file}")
+        with _explained(database):
+            yield database
 
 
 @contextmanager
@@ -33,9 +55,7 @@ def existing_database(url: str | None) -> Iterator[Database]:
 
     Raises ``Refusal``, and ``SchemaVersionError`` for a database without our schema.
     """
-    if not url:
-        raise Refusal(f"which database? give --database URL after the command's name, or set {VARIABLE}")
-    with _named(url) as database:
+    with _named(required(url)) as database:
         file = Path((database.engine.url.database or "").removeprefix("file:"))
         if database.is_sqlite and not file.is_file():
             raise Refusal(f"there is no database file {file}")
@@ -64,10 +84,20 @@ def _named(url: str) -> Database:
         # Else a part of the password would be taken for the host, and named in an error.
         raise Refusal("--database: an @ within the password is written as %40")
     try:
-        return Database(url)
+        address, schema = parted(url)
+        return Database(address, schema=schema)
     except (InvalidRequestError, TypeError, ValueError):
         # Without what was given: it may hold a password.
         raise Refusal(f"--database must be {FORMS}, with options that the driver knows") from None
+
+
+def parted(url: str) -> tuple[str | URL, str | None]:
+    """The URL as drivers know it, and the schema that its option ``schema`` names. Raises SQLAlchemy's errors."""
+    if "schema=" not in url:
+        return url, None
+    address = make_url(url)
+    schema = address.query.get("schema")
+    return address.difference_update_query(["schema"]), schema if isinstance(schema, str) else None
 
 
 @contextmanager
@@ -77,5 +107,6 @@ def _explained(database: Database) -> Iterator[None]:
         yield
     except (StorageUnavailableError, TypeError, ValueError) as error:
         url = database.engine.url.render_as_string()
-        reason = error.__cause__.orig if isinstance(error.__cause__, DBAPIError) else error
+        told = "missing" not in getattr(error, "details", {}) and isinstance(error.__cause__, DBAPIError)
+        reason = error.__cause__.orig if told and isinstance(error.__cause__, DBAPIError) else error
         raise Refusal(f"cannot use the database {url}: {reason}") from None

@@ -18,7 +18,7 @@ from ..ledger import Account, LedgerService, StatementLine
 from ..ledger.accounts import WALLETS, Bucket
 from ..queue import AuthorizationVerifier
 from ..wallets import EscrowStatus, WalletService
-from . import keys, tables
+from . import keys, schema, tables
 from .databases import FORMS, VARIABLE, DatabaseOption, existing_database, prepared_database
 from .demo import evening
 from .ledger import commands
@@ -27,7 +27,8 @@ from .terminal import Refusal, console, report_books, run, show
 AGE = re.compile(r"([0-9]{1,9})([smhd])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
-COULD_NOT_RUN = 2  # verify's 1 means that there are findings
+COULD_NOT_RUN = 2  # where 1 is an answer
+ANSWERING = {"verify", "schema"}
 
 app = typer.Typer(
     add_completion=False,
@@ -39,12 +40,13 @@ app = typer.Typer(
 
 app.add_typer(commands)
 app.add_typer(keys.commands)
+app.add_typer(schema.commands, name="schema")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; without arguments it explains itself."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    return run(app, given, failure=COULD_NOT_RUN if given[0] == "verify" else 1)
+    return run(app, given, failure=COULD_NOT_RUN if given[0] in ANSWERING else 1)
 
 
 def _time_or_age(text: str) -> datetime:

@@ -30,7 +30,7 @@ from .failures import (
 )
 from .logs import say
 from .rights import DENIED, lacking
-from .schema import FOUND, Home, with_found
+from .schema import FOUND, Home, SchemaState, state, with_found
 from .statement import ISOLATION_LEVELS, Parameters, Row, Statement, give_up, in_transaction
 
 T = TypeVar("T")
@@ -151,6 +151,15 @@ class Database:
                 expected = "a database in which these names are free, or the module's own"
                 raise InvalidRequestError(field="database", value=str(error), expected=expected) from error
         self._check_schema()
+
+    def schema_state(self) -> SchemaState:
+        """Where the database stands, and what it misses of this release's schema; nothing is changed.
+
+        Raises ``InvalidRequestError`` where the search path finds another schema's tables, and
+        ``StorageUnavailableError``.
+        """
+        with translated(explain=self._explained), self._plain() as connection:
+            return state(connection, self.schema)
 
     def _check_schema(self, joined: Connection | None = None) -> None:
         """Once: a database of another version, or of none, is refused before anything is read or written."""

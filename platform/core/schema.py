@@ -9,13 +9,14 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import Column, Connection, MetaData, String, Table, TextClause, text
 from sqlalchemy.ext.compiler import compiles
 
-from ..migrations import HEAD, VERSION_TABLE, Stamp, check_schema, misplaced, stamp_of
+from ..migrations import HEAD, VERSION_TABLE, Stamp, broken, check_schema, misplaced, stamp_of
 from .errors import InvalidRequestError, SchemaVersionError
 from .models import Base
 from .statement import Statement
@@ -94,6 +95,43 @@ _FOUND_BY_SQLITE = f"SELECT version_num, oldest_writer FROM {VERSION_TABLE}"  # 
 def with_found(columns: str) -> Sql:
     """A statement of PostgreSQL's that selects the columns, and then what ``Home.confirm`` wants to know."""
     return Sql(f"SELECT {columns}, {_FOUND}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemaState:
+    """Where a database stands, against what this release needs.
+
+    ``revision`` is that of its schema, ``None`` if it has none of our tables; ``oldest_writer`` is the oldest revision
+    whose release may write to it, and ``serves`` whether this one may. ``missing`` has each trigger, constraint and
+    index that this release's schema has and the database has not: what, of which table, its name, and what is there.
+    """
+
+    revision: str | None
+    head: str
+    oldest_writer: str | None
+    serves: bool
+    missing: tuple[dict[str, str | None], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether this release may write to it and nothing is missing."""
+        return self.serves and not self.missing
+
+
+def state(connection: Connection, schema: str | None) -> SchemaState:
+    """What stands there. Raises ``InvalidRequestError`` for tables of another schema, and SQLAlchemy's errors."""
+    stamp = stamp_of(connection, schema)
+    missing: list[dict[str, str | None]] = []
+    if stamp is not None:
+        for (kind, table, name, _), found in broken(connection, schema):
+            missing.append({"what": kind, "table": table or None, "name": name, "found": found})
+    return SchemaState(
+        revision=None if stamp is None else stamp.revision,
+        head=HEAD,
+        oldest_writer=None if stamp is None else stamp.oldest_writer,
+        serves=stamp is not None and stamp.serves,
+        missing=tuple(missing),
+    )
 
 
 FOUND = Statement("found", f"SELECT {_FOUND}")
