@@ -117,10 +117,14 @@ class SchemaVersionError(WalletError):
     """The database's schema is not the one of this release. ``details``: found, expected."""
 
     code = "schema_version"
-    template = (
-        "the database has schema version {found}, this release needs {expected}; "
-        "call create_schema() on an empty database, or use the release that made it"
-    )
+    template = "the database has schema version {found}, this release needs {expected}; "
+    advice_of_missing = "call create_schema(), or points-platform schema upgrade"
+    advice_of_newer = "a newer release has shut this one out, so use that one"
+
+    def _template(self) -> str:
+        found, expected = self.details["found"], self.details["expected"]
+        newer = found is not None and str(found) > str(expected)
+        return self.template + (self.advice_of_newer if newer else self.advice_of_missing)
 
 
 class LedgerDamagedError(WalletError):

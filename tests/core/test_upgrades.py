@@ -14,10 +14,11 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, text
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, make_url, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from points_platform.core import Database, InvalidRequestError, SchemaVersionError
+from points_platform.core import Database, InvalidRequestError, SchemaVersionError, StorageUnavailableError
 from points_platform.migrations import (
     HEAD,
     Stamp,
@@ -496,3 +497,70 @@ def test_two_that_open_a_new_file_at_once_wait_for_each_other(tmp_path: Path, mo
         World(database).credit()
     assert len(pauses) == 1
     first.close()
+
+
+# ── what an upgrade leaves as it was ──
+
+
+def test_the_hosts_transaction_keeps_its_timeout_and_its_search_path(postgresql_url: str) -> None:
+    engine = create_engine(postgresql_url)
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '3s'"))
+        connection.execute(text("SET LOCAL search_path = pg_temp, public"))
+        upgrade(connection, "points")
+        assert connection.scalar(text("SHOW lock_timeout")) == "3s"
+        assert connection.scalar(text("SHOW search_path")) == "pg_temp, public"
+        assert not connection.get_execution_options().get("schema_translate_map")
+    engine.dispose()
+
+
+def test_what_helps_depends_on_who_is_older() -> None:
+    assert "create_schema()" in str(SchemaVersionError(found=None, expected=HEAD))
+    assert "create_schema()" in str(SchemaVersionError(found="0000", expected=HEAD))
+    newer = str(SchemaVersionError(found=NEXT, expected=HEAD))
+    assert "a newer release" in newer
+    assert "create_schema()" not in newer
+
+
+def test_an_upgrade_waits_for_a_table_no_longer_than_it_says(
+    postgresql_url: str, following: NextRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revisions, "LOCK_TIMEOUT", "1ms")
+    with Database(postgresql_url) as database, Session(database.engine) as session:
+        world = World(database)
+        world.credit()
+        before = made_in(database)
+        session.execute(text("SELECT * FROM deposit_claims"))
+
+        def refused() -> None:
+            with pytest.raises(OperationalError, match="lock timeout"):
+                upgraded(database)
+
+        following.upgrades(refused)
+        session.rollback()
+        assert made_in(database) == before
+        following.upgrades(lambda: upgraded(database))
+        assert made_in(database)[1] == Stamp(NEXT, HEAD)
+
+
+def test_a_role_that_does_not_own_the_tables_is_told_what_an_upgrade_needs(
+    postgresql_url: str, following: NextRelease
+) -> None:
+    role = f"upgrades_{make_url(postgresql_url).database}"
+    with administrator(postgresql_url) as admin:
+        admin.execute(f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA public TO {role}")
+        admin.execute(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}")
+    try:
+        limited = make_url(postgresql_url).update_query_dict({"options": f"-crole={role}"})
+        with Database(limited) as database:
+
+            def refused() -> None:
+                with pytest.raises(StorageUnavailableError) as told:
+                    database.create_schema()
+                assert "ownership of deposit_claims" in told.value.details["missing"]
+                assert not told.value.retryable
+
+            following.upgrades(refused)
+    finally:
+        with administrator(postgresql_url) as admin:
+            admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
