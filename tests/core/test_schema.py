@@ -1,6 +1,7 @@
 """Where the tables are: in a schema of their own, by the search path, and never in another tenant's."""
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -112,6 +113,7 @@ def test_ledgers_in_two_schemas_and_beside_them_over_one_engine_never_mix(postgr
     worlds = [World(database) for database in databases]
     for amount, world in enumerate(worlds, 100):
         world.credit(amount=amount, idempotency_key="the same")
+        world._numbers = itertools.count(amount * 1000)  # a key of another one's would be looked up again, and right
     for world in worlds * 2:
         world.settle(world.hold(amount=7).escrow_id, amount=7)
         world.wallets.credit_many([world.credit_request(amount=1)])
