@@ -153,6 +153,13 @@ def test_sql_stands_only_in_the_files_made_for_it() -> None:
     assert {"wallets/locked.py", "ledger/store.py", "core/database.py"} <= speaking
 
 
+def test_sql_that_is_put_together_as_text_gets_the_schema_of_its_tables() -> None:
+    """``text`` would look for them by the search path; ``core.schema.Sql`` is the same with the schema put in."""
+    above = LAYERS[LAYERS.index("core") + 1 :]
+    found = {(module, name) for module in TREES for source, name in imports(module) if source.startswith("sqlalchemy")}
+    assert {module for module, name in found if name in {"text", "TextClause"} and module.startswith(above)} == set()
+
+
 def test_drivers_are_known_to_what_speaks_to_one_and_to_what_reads_their_failures_alone() -> None:
     drivers = {"psycopg", "sqlite3"}
     found = {module for module in TREES for source, _ in imports(module) if source.split(".")[0] in drivers}
