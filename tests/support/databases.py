@@ -19,7 +19,7 @@ from .emptied import Template, writes_to_catalogue
 
 SERVERS = itertools.count()
 MEMORY = Path("/dev/shm")
-ENOUGH = 2 * 1024**3  # bytes: a server of four processes' takes a tenth of it
+ENOUGH = 2 * 1024**3  # bytes: each of at most four servers takes less than a quarter of it
 SERVER_VARIABLE = "POINTS_PLATFORM_TEST_POSTGRESQL"
 
 
@@ -148,6 +148,7 @@ def postgresql_server() -> Iterator[str]:
             # What no test looks at, and every test would pay for.
             for setting in ("fsync", "full_page_writes", "autovacuum", "jit"):
                 connection.execute(f"ALTER SYSTEM SET {setting} = off")
+            connection.execute("ALTER SYSTEM SET max_wal_size = '128MB'")  # it may be in memory
             connection.execute("SELECT pg_reload_conf()")
         yield server.get_uri()
     finally:
