@@ -51,6 +51,7 @@ SQL_FILES = {
     "engines.py",
     "schema.py",
     "rights.py",
+    "sessions.py",
     "models.py",
     "revisions.py",
     "promised.py",
@@ -520,12 +521,20 @@ ACTION = ["*queue_item_id", "*escrow_id", "*user_id"]
 SIGNATURES: list[tuple[Any, list[str]]] = [
     (core.Database.create_schema, []),
     (core.Database.close, []),
-    (wallets.WalletService.get_user_balance, ["user_id", "currency=None"]),
-    (wallets.WalletService.get_model_balance, ["model_id", "currency=None"]),
-    (wallets.WalletService.get_escrow, ["escrow_id", "user_id=None"]),
+    (wallets.WalletService.get_user_balance, ["user_id", "currency=None", "*session=None"]),
+    (wallets.WalletService.get_model_balance, ["model_id", "currency=None", "*session=None"]),
+    (wallets.WalletService.get_escrow, ["escrow_id", "user_id=None", "*session=None"]),
     (
         wallets.WalletService.list_escrows,
-        ["*user_id=None", "*queue_item_id=None", "*status=None", "*held_before=None", "*limit=50", "*after=None"],
+        [
+            "*user_id=None",
+            "*queue_item_id=None",
+            "*status=None",
+            "*held_before=None",
+            "*limit=50",
+            "*after=None",
+            "*session=None",
+        ],
     ),
     (queue.QueueAuthorizer.authorize_settlement, [*ACTION, "*model_id", "*amount", "*reason", FIVE_MINUTES]),
     (queue.QueueAuthorizer.authorize_refund, [*ACTION, "*amount", "*reason", FIVE_MINUTES]),
@@ -562,14 +571,33 @@ def test_mutating_methods_take_a_request_an_authorization_where_needed_and_a_ses
         assert signature(method) == expected, name
         hints = get_type_hints(method)
         assert (hints["request"], hints.get("authorization"), hints["return"]) == (request, authorization, response)
-    with_session = [
-        name
-        for name, method in inspect.getmembers(wallets.WalletService, inspect.isfunction)
-        if not name.startswith("_") and "session" in inspect.signature(method).parameters
-    ]
-    assert sorted(with_session) == sorted([*MUTATING, *BATCHES]), (
-        "a method without a session, or one that nobody has listed"
-    )
+
+
+READING = {
+    wallets.WalletService: {"get_user_balance", "get_model_balance", "get_escrow", "list_escrows"},
+    ledger.LedgerService: {
+        "transaction",
+        "transactions",
+        "transactions_of_escrow",
+        "entries",
+        "balance_as_of",
+        "earnings",
+        "head",
+        "read_log",
+    },
+    ledger.LogReader: {"read"},
+}
+# Sealing has transactions of its own; the wallets write by a connection; a reader by its name reads nothing yet.
+WITHOUT_SESSION = {"seal", "record", "reader"}
+
+
+def test_whatever_reads_or_writes_takes_the_callers_session_by_its_name() -> None:
+    writing = {wallets.WalletService: {*MUTATING, *BATCHES}, ledger.LogReader: {"move"}}
+    for service, reading in READING.items():
+        methods = dict(inspect.getmembers(service, inspect.isfunction))
+        public = {name for name in methods if not name.startswith("_")} - WITHOUT_SESSION
+        assert public == reading | writing.get(service, set()), "a method that nobody has listed"
+        assert {name for name in public if signature(methods[name])[-1] != "*session=None"} == set()
 
 
 def test_methods_for_many_take_what_those_for_one_take_and_answer_each() -> None:

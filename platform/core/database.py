@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, event, text
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session
 
 from ..migrations import TableInTheWayError, check_untranslated, upgrade
 from .engines import AUTOCOMMIT, READ_ONLY, check_transactional, create, level_of_connection, level_of_engine, prepare
@@ -31,13 +31,13 @@ from .failures import (
 from .logs import say
 from .rights import DENIED, lacking
 from .schema import FOUND, Home, SchemaState, state, with_found
+from .sessions import HostSession, Whereabouts, bind_of, elsewhere, session_of
 from .statement import ISOLATION_LEVELS, Parameters, Row, Statement, give_up, in_transaction
 
 T = TypeVar("T")
 Attempt = Callable[[Connection, bool], T]
 Execute = Callable[[Statement, Parameters], Row | None]
 AtOnce = Callable[[Execute, Callable[[], AbstractContextManager[Connection]]], T]
-HostSession = Session | scoped_session[Any] | None
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class Database:
         check_untranslated(self.engine, "target")
         self._home = Home(schema, self.engine.dialect.name)
         prepare(self.engine)
+        self.whereabouts = Whereabouts(self._told, schema)
 
     @property
     def schema(self) -> str | None:
@@ -144,13 +145,17 @@ class Database:
         ``SchemaVersionError`` where a newer release's schema stands that this one may not write to, and
         ``StorageUnavailableError``.
         """
-        with translated(explain=self._explained), self._begin() as connection:
+        with translated(explain=self._explained):
+            _twice(self._upgrade)
+        self._check_schema()
+
+    def _upgrade(self) -> None:
+        with self._begin() as connection:
             try:
                 upgrade(connection, self.schema)
             except TableInTheWayError as error:
                 expected = "a database in which these names are free, or the module's own"
                 raise InvalidRequestError(field="database", value=str(error), expected=expected) from error
-        self._check_schema()
 
     def schema_state(self) -> SchemaState:
         """Where the database stands, and what it misses of this release's schema; nothing is changed.
@@ -166,15 +171,46 @@ class Database:
         if self._home.checked:
             return
         again = START_OVER if joined else REPEAT
-        with translated(again, self._explained), nullcontext(joined) if joined else self._plain() as connection:
-            self._home.check(connection)
+        with translated(again, self._explained):
+            if joined:
+                self._home.check(joined)
+            else:
+                self._ask(self._home.check)
+
+    def ask(self, question: Callable[[Connection], T], *, session: HostSession = None) -> T:
+        """The answer of ``question(connection)``, which only reads; each statement is its own snapshot on PostgreSQL.
+
+        With a caller's ``session`` what its transaction sees, with what it has done so far. Raises what the question
+        raises, ``InvalidRequestError`` for a session that cannot be joined, ``StorageUnavailableError``.
+        """
+        if session is not None:
+            given = self.check_session(session)
+            with translated(START_OVER):
+                connection = self._joined(given)
+                with self._home.lent(connection):
+                    return question(connection)
+        self._check_schema()
+        return self._told(question)
+
+    def _told(self, question: Callable[[Connection], T]) -> T:
+        with translated(explain=self._explained):
+            return self._ask(question)
+
+    def _ask(self, question: Callable[[Connection], T]) -> T:
+        def asked() -> T:
+            with self._plain() as connection:
+                return question(connection)
+
+        return _twice(asked)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection for plain reads, each statement its own snapshot on PostgreSQL."""
         self._check_schema()
-        with translated(explain=self._explained), self._plain() as connection:
-            yield connection
+        with translated(explain=self._explained):
+            self._ask(_nothing)
+            with self._plain() as connection:
+                yield connection
 
     def _explained(self, failure: WalletError, error: Exception, session: HostSession = None) -> WalletError:
         """A better word for what would fail again as it is: rights that are missing, or a release that is too old."""
@@ -202,13 +238,15 @@ class Database:
         """
         self._check_schema()
         shared = None if of is None else of.scalar(text("SELECT pg_export_snapshot()"))
-        with translated(explain=self._explained), self._connect("REPEATABLE READ", **SNAPSHOT) as connection:
-            if shared is not None:
-                connection.execute(text(f"SET TRANSACTION SNAPSHOT '{shared}'"))
-            if not self.is_sqlite:
-                for setting in SNAPSHOT_SETTINGS:
-                    connection.execute(text(f"SET LOCAL {setting}"))
-            yield connection
+        with translated(explain=self._explained):
+            self._ask(_nothing)
+            with self._connect("REPEATABLE READ", **SNAPSHOT) as connection:
+                if shared is not None:
+                    connection.execute(text(f"SET TRANSACTION SNAPSHOT '{shared}'"))
+                if not self.is_sqlite:
+                    for setting in SNAPSHOT_SETTINGS:
+                        connection.execute(text(f"SET LOCAL {setting}"))
+                yield connection
 
     def run(
         self,
@@ -229,7 +267,7 @@ class Database:
         if it had no effect; ``connect`` gives a connection for plain reads.
         """
         if session is not None:
-            return self._join(attempt, session)
+            return self._join(attempt, self.check_session(session))
         self._check_schema()
         number = 0
         lost: WalletError | None = None
@@ -260,10 +298,18 @@ class Database:
         if isolation_level is not None and not self.is_sqlite:
             options["isolation_level"] = isolation_level
         with self.engine.connect() as connection:
+            self._end_what_listeners_began(connection)
             self._level_on(connection.connection)  # which refuses autocommit
             check_untranslated(connection, "target")
             # Of the connection, not of a derived engine: over that one's the level of the host's engine would win.
             yield connection.execution_options(**options, **self._home.translation)
+
+    def _end_what_listeners_began(self, connection: Connection) -> None:
+        """A host's listener that runs SQL on a new or lent connection leaves a transaction open, at some level."""
+        if connection.in_transaction():
+            connection.commit()
+        if not self.is_sqlite and in_transaction(connection.connection):
+            connection.connection.commit()
 
     def _level_on(self, pooled: PoolProxiedConnection) -> str | None:
         """The level of what is written on the connection: as asked for, or else as the engine has it."""
@@ -296,13 +342,31 @@ class Database:
                 pooled.invalidate(error)
                 raise
 
-    def _join(self, attempt: Attempt[T], session: "Session | scoped_session[Any]") -> T:
+    def check_session(self, session: object) -> Session:
+        """The session itself, looked at and not used. Raises ``InvalidRequestError`` for one that cannot be joined."""
+        given = session_of(session)
+        bind = bind_of(given)
+        # On another SQLite engine, which is not prepared, releasing the savepoint would commit.
+        if bind is not None and not self._is_mine(bind) and (self.is_sqlite or bind.dialect.name != "postgresql"):
+            raise elsewhere(bind)
+        return given
+
+    def remembers_for(self, session: HostSession) -> bool:
+        """Whether what is known of this database is true for the session without asking it."""
+        if session is None:
+            return True
+        bind = bind_of(session_of(session))
+        return bind is not None and self._is_mine(bind)
+
+    def _is_mine(self, engine: Engine) -> bool:
+        return engine.pool is self.engine.pool
+
+    def _join(self, attempt: Attempt[T], session: Session) -> T:
         """One try in a savepoint of the caller's transaction, and a second if a unique key was taken meanwhile."""
         number = 1
         while True:
             try:
-                connection = session.connection()
-                self._check_joinable(connection)
+                connection = self._joined(session)
                 with connection.begin_nested(), self._settings_lent(connection):
                     return attempt(connection, True)
             except FAILURES as error:
@@ -312,18 +376,20 @@ class Database:
                     raise self._explained(failure, error, session) from error
                 number += 1
 
-    def _check_joinable(self, connection: Connection) -> None:
-        # On an engine that is not prepared, releasing the savepoint would commit.
-        if self.is_sqlite and connection.engine.pool is not self.engine.pool:
-            raise InvalidRequestError(
-                field="session", value=str(connection.engine), expected="bound to the engine of this Database"
-            )
+    def _joined(self, session: Session) -> Connection:
+        """The session's connection, if it has a transaction and leads to this database."""
+        connection = session.connection()
         if not self.is_sqlite:
             check_transactional(connection.connection, "session")
         check_untranslated(connection, "session")
+        if not self._is_mine(connection.engine):
+            if self.is_sqlite:
+                raise elsewhere(connection.engine)
+            self.whereabouts.check(connection)
         self._check_schema(connection)
+        return connection
 
-    def _give_up_what_sqlite_has_rolled_back(self, session: "Session | scoped_session[Any]") -> None:
+    def _give_up_what_sqlite_has_rolled_back(self, session: Session) -> None:
         """On a full disk SQLite rolls back by itself; the caller must not go on as if the transaction were there."""
         if self.is_sqlite:
             with suppress(SQLAlchemyError):
@@ -349,39 +415,16 @@ class Database:
                 connection.execute(PUT_BACK, before)
 
 
-def after_commit(
-    session: "Session | scoped_session[Any]", key: object, item: T, deliver: Callable[[list[T]], None]
-) -> None:
-    """Call ``deliver`` with the items collected under ``key`` once the session's root transaction has committed.
-
-    Nothing is delivered after a rollback of the root. What a rolled-back savepoint took with it is not
-    known here: the receiver must read afresh what there is.
-    """
-    root = session() if isinstance(session, scoped_session) else session
-    pending: dict[object, tuple[list[T], Callable[[list[T]], None]]] | None = root.info.get(after_commit)
-    if pending is None:
-        pending = root.info[after_commit] = {}
-        _listen_for_the_end(root, pending)
-    pending.setdefault(key, ([], deliver))[0].append(item)
+def _nothing(connection: Connection) -> None:
+    """To find out whether a connection that has lain in the pool is still one."""
+    connection.execute(text("SELECT 1"))
 
 
-def _listen_for_the_end(session: Session, pending: dict[object, Any]) -> None:
-    committed: list[Any] = []
-
-    # SQLAlchemy fires after_commit for released savepoints too, and before the connection is back in the pool.
-    @event.listens_for(session, "after_commit")
-    def mark(session: Session) -> None:
-        if not session.in_nested_transaction():
-            committed.extend(pending.values())
-
-    @event.listens_for(session, "after_transaction_end")
-    def end(session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None:
-            deliveries = committed.copy()
-            committed.clear()
-            pending.clear()
-            for items, deliver in deliveries:
-                try:
-                    deliver(items)
-                except Exception:  # the caller's commit stands, and must not fail
-                    say(log, logging.WARNING, "a delivery after a commit failed", exc_info=True, items=items)
+def _twice(work: Callable[[], T]) -> T:
+    """Once more where a connection is lost: what the server has cut in the pool shows only when it is used."""
+    try:
+        return work()
+    except FAILURES as error:
+        if not is_lost(error):
+            raise
+    return work()

@@ -28,6 +28,8 @@ SUPPORTED = {("sqlite", "pysqlite"), ("postgresql", "psycopg")}
 
 def create(target: str | URL) -> Engine:
     """The engine for a URL. Raises ``InvalidRequestError`` for one that cannot serve."""
+    if hasattr(target, "sync_engine"):
+        raise _unusable(f"an async engine: {type(target).__name__}")
     if not isinstance(target, URL | str):
         raise _unusable(target)
     try:
@@ -52,6 +54,8 @@ def prepare(engine: Engine) -> None:
     Raises ``InvalidRequestError`` for an engine that cannot serve.
     """
     dialect = engine.dialect
+    if dialect.is_async:
+        raise _unusable(f"an async engine for {dialect.name}+{dialect.driver}")
     if (dialect.name, dialect.driver) not in SUPPORTED:
         raise _unusable(f"{dialect.name}+{dialect.driver}")
     _check_file(engine.url)
@@ -120,7 +124,8 @@ def _unusable(value: object) -> InvalidRequestError:
     return InvalidRequestError(
         field="target",
         value=value,
-        expected="sqlite:///a-file.db, postgresql+psycopg://…, or an Engine for one of them",
+        expected="sqlite:///a-file.db, postgresql+psycopg://…, or an Engine for one of them, and no async one "
+        "(points_platform.aio serves those who await)",
     )
 
 

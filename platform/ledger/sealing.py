@@ -10,10 +10,11 @@ from itertools import count
 from cachetools import LRUCache
 from sqlalchemy import Connection
 
-from ..core.database import Database, HostSession, Retry
+from ..core.database import Database, Retry
 from ..core.errors import InvalidRequestError
 from ..core.failures import Stale
 from ..core.logs import say
+from ..core.sessions import HostSession
 from ..core.values import check_count, check_identifier, check_limit, now
 from . import log_store
 from .log import Candidate, Wallet, chained, in_order, watermark
@@ -41,8 +42,7 @@ class LedgerLog:
         called with the number of transactions appended so far. What waits for a predecessor that is not
         there (yet) stays unsealed. Raises ``OptimisticLockError``, ``StorageUnavailableError``.
         """
-        with self.database.read() as connection:
-            after = "" if sweep else watermark(log_store.newest_sealed(connection))
+        after = "" if sweep else watermark(self.database.ask(log_store.newest_sealed))
         appended, waiting = 0, list[Candidate]()
         reached: LRUCache[Wallet, int] = LRUCache(REMEMBERED_WALLETS)
         while True:
@@ -56,12 +56,14 @@ class LedgerLog:
                 return Sealed(appended=appended, waiting=len(waiting), head=batch.head)
             after = batch.last
 
-    def head(self) -> LogHead:
-        """The log's last position and hash; position 0 for an empty log. Raises ``StorageUnavailableError``."""
-        with self.database.read() as connection:
-            return log_store.head(connection)
+    def head(self, *, session: HostSession = None) -> LogHead:
+        """The log's last position and hash; position 0 for an empty log.
 
-    def read_log(self, after: int = 0, limit: int = 100) -> list[LogEntry]:
+        Raises ``InvalidRequestError``, ``StorageUnavailableError``.
+        """
+        return self.database.ask(log_store.head, session=session)
+
+    def read_log(self, after: int = 0, limit: int = 100, *, session: HostSession = None) -> list[LogEntry]:
         """The sealed transactions after that position, with their entries, in the order of the log.
 
         Every transaction is in the log once, and each wallet's transactions are in the order of its
@@ -71,8 +73,7 @@ class LedgerLog:
         """
         check_count("after", after)
         check_limit("limit", limit)
-        with self.database.read() as connection:
-            return log_store.read(connection, after, limit)
+        return self.database.ask(partial(log_store.read, after=after, limit=limit), session=session)
 
     def reader(self, name: str) -> "LogReader":
         """A reader of the log whose position is kept in the database. Raises ``InvalidRequestError``."""
@@ -89,12 +90,14 @@ class LogReader:
     @property
     def position(self) -> int:
         """The last position that was moved to, 0 at first. Raises ``StorageUnavailableError``."""
-        with self._log.database.read() as connection:
-            return log_store.reader_position(connection, self._name) or 0
+        return self._position(None)
 
-    def read(self, limit: int = 100) -> list[LogEntry]:
+    def _position(self, session: HostSession) -> int:
+        return self._log.database.ask(partial(log_store.reader_position, name=self._name), session=session) or 0
+
+    def read(self, limit: int = 100, *, session: HostSession = None) -> list[LogEntry]:
         """What follows the position; the same again until ``move`` is called. Raises as ``read_log``."""
-        return self._log.read_log(self.position, limit)
+        return self._log.read_log(self._position(session), limit, session=session)
 
     def move(self, position: int, *, seen: int, session: HostSession = None) -> None:
         """Remember that everything up to ``position`` is done, if the reader still stands at ``seen``.

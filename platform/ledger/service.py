@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import Connection
 
 from ..core.errors import InvalidRequestError
 from ..core.rows import chunks
+from ..core.sessions import HostSession
 from ..core.values import (
     Page,
     check_code,
@@ -30,7 +32,8 @@ from .sealing import LedgerLog
 class LedgerService(LedgerLog):
     """The append-only double-entry ledger in a ``Database``, and its log.
 
-    The first call of any method raises ``SchemaVersionError`` for a database without this release's schema.
+    What reads takes the caller's SQLAlchemy ``session``, and then sees what its transaction sees. The first call of
+    any method raises ``SchemaVersionError`` for a database without this release's schema.
     """
 
     def record(self, connection: Connection, transactions: Sequence[LedgerTransaction]) -> None:
@@ -41,15 +44,15 @@ class LedgerService(LedgerLog):
         """
         store.add(connection, transactions)
 
-    def transaction(self, transaction_id: str) -> LedgerTransaction | None:
+    def transaction(self, transaction_id: str, *, session: HostSession = None) -> LedgerTransaction | None:
         """The transaction with that id, ``None`` if there is none.
 
         Raises ``InvalidRequestError``, ``StorageUnavailableError``.
         """
-        found = self.transactions([check_identifier("transaction_id", transaction_id)])
+        found = self.transactions([check_identifier("transaction_id", transaction_id)], session=session)
         return found[0] if found else None
 
-    def transactions(self, transaction_ids: Sequence[str]) -> list[LedgerTransaction]:
+    def transactions(self, transaction_ids: Sequence[str], *, session: HostSession = None) -> list[LedgerTransaction]:
         """Those of these transactions that exist, each once, in the order of their ids; a list or tuple of ids.
 
         Raises ``InvalidRequestError``, ``StorageUnavailableError``.
@@ -57,18 +60,20 @@ class LedgerService(LedgerLog):
         if not isinstance(transaction_ids, list | tuple):
             raise InvalidRequestError(field="transaction_ids", value=transaction_ids, expected="a list of ids")
         ids = sorted({check_identifier("transaction_ids", each) for each in transaction_ids})
-        with self.database.read() as connection:
-            parts = chunks(ids)
+        parts = chunks(ids)
+
+        def found(connection: Connection) -> list[LedgerTransaction]:
             return [each for part in parts for each in store.transactions(connection, part)]
 
-    def transactions_of_escrow(self, escrow_id: str) -> list[LedgerTransaction]:
+        return self.database.ask(found, session=session)
+
+    def transactions_of_escrow(self, escrow_id: str, *, session: HostSession = None) -> list[LedgerTransaction]:
         """The life of one hold: the hold first, then what ended it. Empty for an unknown id.
 
         Raises ``InvalidRequestError``, ``StorageUnavailableError``.
         """
-        escrow_id = check_identifier("escrow_id", escrow_id)
-        with self.database.read() as connection:
-            return store.transactions_of_escrow(connection, escrow_id)
+        asked = partial(store.transactions_of_escrow, escrow_id=check_identifier("escrow_id", escrow_id))
+        return self.database.ask(asked, session=session)
 
     def entries(
         self,
@@ -86,6 +91,7 @@ class LedgerService(LedgerLog):
         newest_first: bool = False,
         limit: int = 50,
         after: str | None = None,
+        session: HostSession = None,
     ) -> Page[StatementLine]:
         """A page of a statement: the entries on an owner's accounts in one currency, in the order of posting.
 
@@ -102,15 +108,22 @@ class LedgerService(LedgerLog):
         accounts, edge = _accounts(account_id, bucket), None if after is None else _edge(after)
         currency = check_code("currency", currency)
         more = check_limit("limit", limit) + 1
-        with self.database.read() as connection:
-            found = store.lines(
-                connection, accounts, currency, equal, span, limit=more, after=edge, newest=newest_first
-            )
+
+        def asked(connection: Connection) -> list[StatementLine]:
+            return store.lines(connection, accounts, currency, equal, span, limit=more, after=edge, newest=newest_first)
+
+        found = self.database.ask(asked, session=session)
         items = tuple(found[:limit])
         return Page(items=items, next=_cursor(items[-1]) if len(found) > limit else None)
 
     def balance_as_of(
-        self, account: Account, currency: str, *, at: datetime | None = None, version: int | None = None
+        self,
+        account: Account,
+        currency: str,
+        *,
+        at: datetime | None = None,
+        version: int | None = None,
+        session: HostSession = None,
     ) -> int:
         """The exact balance of a user's or model's account at a time, or at a version of its wallet.
 
@@ -131,16 +144,27 @@ class LedgerService(LedgerLog):
             at = _past("at", at)
         else:
             version = check_count("version", version)
-        with self.database.read() as connection:
+
+        def asked(connection: Connection) -> int | None:
             if at is not None:
                 return store.balance_at(connection, account, currency, at)
-            balance = store.balance_at_version(connection, account, currency, version or 0)
+            return store.balance_at_version(connection, account, currency, version or 0)
+
+        balance = self.database.ask(asked, session=session)
         if balance is None:
             raise InvalidRequestError(field="version", value=version, expected="a version that the wallet has reached")
         return balance
 
     def earnings(
-        self, model_id: str, currency: str, *, period: str, timezone: str, since: datetime, until: datetime
+        self,
+        model_id: str,
+        currency: str,
+        *,
+        period: str,
+        timezone: str,
+        since: datetime,
+        until: datetime,
+        session: HostSession = None,
     ) -> list[EarningsPeriod]:
         """What a model earned per ``day``, ``week`` (from Monday) or ``month`` of a time zone, in one query.
 
@@ -152,8 +176,8 @@ class LedgerService(LedgerLog):
         account = earned(check_identifier("model_id", model_id))
         currency = check_code("currency", currency)
         edges = period_edges(period, timezone, check_time("since", since), check_time("until", until))
-        with self.database.read() as connection:
-            return store.earned_between(connection, account, currency, edges)
+        asked = partial(store.earned_between, account=account, currency=currency, edges=edges)
+        return self.database.ask(asked, session=session)
 
 
 OWNERS = ", ".join([*(f"{kind}:…" for kind in WALLETS), *(account.account_id for account in PLATFORM)])

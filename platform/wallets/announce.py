@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..core.database import HostSession, after_commit
 from ..core.logs import extra, say
+from ..core.sessions import HostSession, after_commit, session_of
 from ..events.service import EventBus
 from ..ledger.models import LedgerTransaction
 from ..ledger.service import LedgerService
@@ -45,7 +45,7 @@ class Announcer:
     def announce_after(self, session: HostSession, transaction_id: str) -> None:
         """The same once the caller's transaction has committed, if it is there by then."""
         if session is not None:
-            after_commit(session, self, transaction_id, self._after_commit)
+            after_commit(session_of(session), self, transaction_id, self._after_commit)
 
     def _publish(self, record: Record) -> None:
         if self._events is not None:

@@ -55,10 +55,9 @@ def books(database: Database) -> list[Books]:
     entries = select(literal("ledger"), ENTRIES.c.bucket, ENTRIES.c.currency, *exact_sum(ENTRIES.c.amount))
     statement = union_all(entries.group_by(ENTRIES.c.bucket, ENTRIES.c.currency), held, *wallets)
     sums: dict[str, dict[str, dict[str, int]]] = {}
-    with database.read() as connection:
-        for source, bucket, currency, high, low in connection.execute(statement):
-            totals = sums.setdefault(currency, {}).setdefault(source, {})
-            totals[bucket] = totals.get(bucket, 0) + exact(high, low)
+    for source, bucket, currency, high, low in database.ask(lambda connection: connection.execute(statement).all()):
+        totals = sums.setdefault(currency, {}).setdefault(source, {})
+        totals[bucket] = totals.get(bucket, 0) + exact(high, low)
     return [_books(currency, sums[currency]) for currency in sorted(sums)]
 
 

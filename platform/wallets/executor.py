@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection
 
-from ..core.database import Execute, HostSession
+from ..core.database import Execute
 from ..core.errors import WalletError
 from ..core.failures import Stale
+from ..core.sessions import HostSession
 from ..core.values import canonical_json, filled, new_id, now
 from ..events.service import EventBus
 from ..ledger.accounts import net
@@ -91,7 +92,7 @@ class Executor:
         """Carry one request out. Raises its refusal, ``OptimisticLockError``, ``StorageUnavailableError``."""
         request = asked.request
         key, currency = (request.owner_id, operation.name, request.idempotency_key), self._currency(operation, request)
-        known = self._remembered.get(key)
+        known = self._remembered.get(key) if self._database.remembers_for(session) else None
         if known is not None:
             record = Record(known)
             record.check_repeats(request, currency=currency)

@@ -6,11 +6,12 @@ the operations stands in their files.
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar, cast
 
-from ..core.database import HostSession
 from ..core.errors import InvalidRequestError, WalletError
 from ..core.refusals import EscrowNotFoundError
+from ..core.sessions import HostSession
 from ..core.values import (
     Page,
     check_code,
@@ -58,8 +59,8 @@ class WalletService:
     ``authorizer`` judges the queue's authorizations: a ``QueueAuthorizer``, or an
     ``AuthorizationVerifier`` where this side holds only public keys. Threads share one service.
 
-    Every method that changes something takes the caller's SQLAlchemy ``session``: it then joins that
-    transaction, commits nothing and retries nothing; the event goes out after the caller's commit.
+    Every method takes the caller's SQLAlchemy ``session``: it then joins that transaction, sees what that has done
+    so far, commits nothing and retries nothing; the event goes out after the caller's commit.
     """
 
     def __init__(
@@ -219,25 +220,29 @@ class WalletService:
         """Refund holds in one transaction, each in a tuple with its authorization; otherwise like ``settle_many``."""
         return self._many(REFUND, refunds, atomic, session)
 
-    def get_user_balance(self, user_id: str, currency: str | None = None) -> UserBalance:
+    def get_user_balance(
+        self, user_id: str, currency: str | None = None, *, session: HostSession = None
+    ) -> UserBalance:
         """A user's balance, zero for an unknown user. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
         key = {"user_id": check_identifier("user_id", user_id), "currency": self._currency(currency)}
-        with self._database.read() as connection:
-            row = reads.wallet(connection, user_owner(key["user_id"]), key["currency"])
+        asked = partial(reads.wallet, owner_id=user_owner(key["user_id"]), currency=key["currency"])
+        row = self._database.ask(asked, session=session)
         available, escrow, version = (row.available, row.escrow, row.version) if row else (0, 0, 0)
         return UserBalance(
             **key, available=available, escrow=escrow, total=available + escrow, version=version, as_of=now()
         )
 
-    def get_model_balance(self, model_id: str, currency: str | None = None) -> ModelBalance:
+    def get_model_balance(
+        self, model_id: str, currency: str | None = None, *, session: HostSession = None
+    ) -> ModelBalance:
         """A model's earnings, zero for an unknown one. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
         key = {"model_id": check_identifier("model_id", model_id), "currency": self._currency(currency)}
-        with self._database.read() as connection:
-            row = reads.wallet(connection, model_owner(key["model_id"]), key["currency"])
+        asked = partial(reads.wallet, owner_id=model_owner(key["model_id"]), currency=key["currency"])
+        row = self._database.ask(asked, session=session)
         earned, version = (row.earned, row.version) if row else (0, 0)
         return ModelBalance(**key, earned=earned, version=version, as_of=now())
 
-    def get_escrow(self, escrow_id: str, user_id: str | None = None) -> EscrowItem:
+    def get_escrow(self, escrow_id: str, user_id: str | None = None, *, session: HostSession = None) -> EscrowItem:
         """One escrow item; with ``user_id``, only if it is that user's.
 
         Raises ``InvalidRequestError``, ``EscrowNotFoundError``, ``StorageUnavailableError``.
@@ -245,8 +250,7 @@ class WalletService:
         equal = {"escrow_id": check_identifier("escrow_id", escrow_id)}
         if user_id is not None:
             equal["owner_id"] = user_owner(check_identifier("user_id", user_id))
-        with self._database.read() as connection:
-            found = reads.items(connection, equal, limit=1)
+        found = self._database.ask(partial(reads.items, equal=equal, limit=1), session=session)
         if not found:
             raise EscrowNotFoundError(escrow_id=equal["escrow_id"])
         return found[0]
@@ -260,6 +264,7 @@ class WalletService:
         held_before: datetime | None = None,
         limit: int = 50,
         after: str | None = None,
+        session: HostSession = None,
     ) -> Page[EscrowItem]:
         """A page of escrow items, oldest first; at least one filter is needed, all given ones hold.
 
@@ -281,8 +286,8 @@ class WalletService:
             )
         check_limit("limit", limit)
         edge = "" if after is None else decode_cursor("after", after, str)[0]
-        with self._database.read() as connection:
-            found = reads.items(connection, equal, held_before=held_before, after=edge, limit=limit + 1)
+        asked = partial(reads.items, equal=equal, held_before=held_before, after=edge, limit=limit + 1)
+        found = self._database.ask(asked, session=session)
         items = tuple(found[:limit])
         return Page(items=items, next=encode_cursor(items[-1].escrow_id) if len(found) > limit else None)
 
@@ -290,11 +295,13 @@ class WalletService:
         return self._config.default_currency if currency is None else check_code("currency", currency)
 
     def _one(self, operation: Operation[Req, Resp], session: HostSession, *given: object) -> Resp:
+        self._check(session)
         return cast(Resp, self._executor.one(operation, self._permitted(operation, *given), session=session))
 
     def _many(
         self, operation: Operation[Req, Resp], requests: object, atomic: bool, session: HostSession
     ) -> list[Resp | WalletError]:
+        self._check(session)
         asked: list[Permitted | WalletError] = []
         for place, given in enumerate(_batch(requests)):
             try:
@@ -303,6 +310,10 @@ class WalletService:
                 asked.append(refused(refusal, place, atomic=atomic))
         answers = self._executor.many(operation, asked, atomic=atomic, session=session)
         return cast(list[Resp | WalletError], answers)
+
+    def _check(self, session: HostSession) -> None:
+        if session is not None:
+            self._database.check_session(session)
 
     def _permitted(self, operation: Operation[Any, Any], request: object, authorization: object = None) -> Permitted:
         """The request, and the id of the authorization that permits exactly it where it needs one."""

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from points_platform.core.database import after_commit
 from points_platform.core.failures import Stale
+from points_platform.core.sessions import after_commit
 from points_platform.events import EventBus, WalletEvent
 from points_platform.ledger import LedgerService
 from points_platform.wallets import rebuild
