@@ -60,10 +60,9 @@ class LedgerService(LedgerLog):
         if not isinstance(transaction_ids, list | tuple):
             raise InvalidRequestError(field="transaction_ids", value=transaction_ids, expected="a list of ids")
         ids = sorted({check_identifier("transaction_ids", each) for each in transaction_ids})
-        parts = chunks(ids)
 
         def found(connection: Connection) -> list[LedgerTransaction]:
-            return [each for part in parts for each in store.transactions(connection, part)]
+            return [each for part in chunks(ids) for each in store.transactions(connection, part)]
 
         return self.database.ask(found, session=session)
 
