@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from points_platform import cli, core, events, ledger, migrations, queue, wallets
+from points_platform import aio, cli, core, events, ledger, migrations, queue, wallets
 from points_platform.core import errors, refusals
 from points_platform.ledger.accounts import CHART
 from points_platform.wallets.operations import OPERATIONS
@@ -26,8 +26,8 @@ from support.by_operation import assert_complete
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "platform"
 # Each imports from those before it and from itself.
-LAYERS = ("migrations", "core", "ledger", "events", "wallets", "queue", "cli")
-PUBLIC = (migrations, core, ledger, events, wallets, queue, cli)
+LAYERS = ("migrations", "core", "ledger", "events", "wallets", "queue", "aio", "cli")
+PUBLIC = (migrations, core, ledger, events, wallets, queue, aio, cli)
 MODULES = sorted(SOURCE.rglob("*.py"))
 TREES = {module.relative_to(SOURCE).as_posix(): ast.parse(module.read_text()) for module in MODULES}
 

@@ -111,7 +111,7 @@ class Database:
         check_untranslated(self.engine, "target")
         self._home = Home(schema, self.engine.dialect.name)
         prepare(self.engine)
-        self.whereabouts = Whereabouts(self._told, schema)
+        self.whereabouts = Whereabouts(self.engine, self._told, schema)
 
     @property
     def schema(self) -> str | None:

@@ -1,7 +1,9 @@
 """A caller's session: what may be joined, which database it leads to, and what follows the caller's commit."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, event, text
@@ -11,6 +13,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from ..migrations import VERSION_TABLE
 from .errors import InvalidRequestError
 from .logs import say
+from .threads import beside_the_loop, threads_of
 
 T = TypeVar("T")
 HostSession = Session | scoped_session[Any] | None
@@ -41,8 +44,12 @@ class Whereabouts:
     """Whether connections of other engines lead to the same tables; asked once for each connection."""
 
     def __init__(
-        self, ask: Callable[[Callable[[Connection], Place | None]], Place | None], schema: str | None
+        self,
+        engine: Engine,
+        ask: Callable[[Callable[[Connection], Place | None]], Place | None],
+        schema: str | None,
     ) -> None:
+        self._engine = engine
         self._ask = ask
         self._table = VERSION_TABLE if schema is None else f'"{schema}".{VERSION_TABLE}'
         self._mine: Place | None = None
@@ -57,7 +64,7 @@ class Whereabouts:
         """Raises ``InvalidRequestError`` where the connection leads somewhere else, or that is not to be told."""
         # Once more, since a server may have been exchanged, or tables made anew.
         for again in (False, True):
-            mine = self.find(again=again)
+            mine = beside_the_loop(connection, self._engine, partial(self.find, again=again))
             if mine is None:
                 break
             if again or PLACE not in connection.info:
@@ -128,8 +135,16 @@ def _listen_for_the_end(session: Session, pending: dict[object, Any]) -> None:
             deliveries = committed.copy()
             committed.clear()
             pending.clear()
-            for items, deliver in deliveries:
-                _deliver(deliver, items)
+            _deliver_all(bind_of(session), deliveries)
+
+
+def _deliver_all(engine: Engine | None, deliveries: Sequence[Any]) -> None:
+    """On the thread of the commit, but of a loop's: an asynchronous session is committed on that."""
+    if engine is None or not engine.dialect.is_async:
+        for items, deliver in deliveries:
+            _deliver(deliver, items)
+    elif deliveries:
+        threads_of(engine).deliveries.submit(copy_context().run, _deliver_all, None, deliveries)
 
 
 def _deliver(deliver: Callable[[list[T]], None], items: list[T]) -> None:

@@ -84,6 +84,7 @@ class LogReader:
     """Follows the log, and remembers in the database how far it has come."""
 
     def __init__(self, log: "LedgerLog", name: str) -> None:
+        self.database = log.database
         self._log = log
         self._name = name
 
@@ -93,7 +94,7 @@ class LogReader:
         return self._position(None)
 
     def _position(self, session: HostSession) -> int:
-        return self._log.database.ask(partial(log_store.reader_position, name=self._name), session=session) or 0
+        return self.database.ask(partial(log_store.reader_position, name=self._name), session=session) or 0
 
     def read(self, limit: int = 100, *, session: HostSession = None) -> list[LogEntry]:
         """What follows the position; the same again until ``move`` is called. Raises as ``read_log``."""
@@ -109,7 +110,7 @@ class LogReader:
         check_count("seen", seen)
         if check_count("position", position) < seen:
             raise InvalidRequestError(field="position", value=position, expected="not before the one seen")
-        self._log.database.run(partial(self._move, position, seen), retry=MOVING, session=session)
+        self.database.run(partial(self._move, position, seen), retry=MOVING, session=session)
 
     def _move(self, position: int, seen: int, connection: Connection, locked: bool) -> None:
         stands_at = log_store.reader_position(connection, self._name)

@@ -71,7 +71,7 @@ class WalletService:
         events: EventBus | None = None,
         config: WalletConfig | None = None,
     ) -> None:
-        self._database = ledger.database
+        self.database = ledger.database
         self._authorizer = authorizer
         self._config = config or WalletConfig()
         self._executor = Executor(ledger, events, self._config)
@@ -226,7 +226,7 @@ class WalletService:
         """A user's balance, zero for an unknown user. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
         key = {"user_id": check_identifier("user_id", user_id), "currency": self._currency(currency)}
         asked = partial(reads.wallet, owner_id=user_owner(key["user_id"]), currency=key["currency"])
-        row = self._database.ask(asked, session=session)
+        row = self.database.ask(asked, session=session)
         available, escrow, version = (row.available, row.escrow, row.version) if row else (0, 0, 0)
         return UserBalance(
             **key, available=available, escrow=escrow, total=available + escrow, version=version, as_of=now()
@@ -238,7 +238,7 @@ class WalletService:
         """A model's earnings, zero for an unknown one. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
         key = {"model_id": check_identifier("model_id", model_id), "currency": self._currency(currency)}
         asked = partial(reads.wallet, owner_id=model_owner(key["model_id"]), currency=key["currency"])
-        row = self._database.ask(asked, session=session)
+        row = self.database.ask(asked, session=session)
         earned, version = (row.earned, row.version) if row else (0, 0)
         return ModelBalance(**key, earned=earned, version=version, as_of=now())
 
@@ -250,7 +250,7 @@ class WalletService:
         equal = {"escrow_id": check_identifier("escrow_id", escrow_id)}
         if user_id is not None:
             equal["owner_id"] = user_owner(check_identifier("user_id", user_id))
-        found = self._database.ask(partial(reads.items, equal=equal, limit=1), session=session)
+        found = self.database.ask(partial(reads.items, equal=equal, limit=1), session=session)
         if not found:
             raise EscrowNotFoundError(escrow_id=equal["escrow_id"])
         return found[0]
@@ -287,7 +287,7 @@ class WalletService:
         check_limit("limit", limit)
         edge = "" if after is None else decode_cursor("after", after, str)[0]
         asked = partial(reads.items, equal=equal, held_before=held_before, after=edge, limit=limit + 1)
-        found = self._database.ask(asked, session=session)
+        found = self.database.ask(asked, session=session)
         items = tuple(found[:limit])
         return Page(items=items, next=encode_cursor(items[-1].escrow_id) if len(found) > limit else None)
 
@@ -313,7 +313,7 @@ class WalletService:
 
     def _check(self, session: HostSession) -> None:
         if session is not None:
-            self._database.check_session(session)
+            self.database.check_session(session)
 
     def _permitted(self, operation: Operation[Any, Any], request: object, authorization: object = None) -> Permitted:
         """The request, and the id of the authorization that permits exactly it where it needs one."""
