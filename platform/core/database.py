@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,12 +14,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..migrations import TableInTheWayError, check_untranslated, upgrade
-from .engines import AUTOCOMMIT, READ_ONLY, check_transactional, create, level_of_connection, level_of_engine, prepare
+from .engines import (
+    AUTOCOMMIT,
+    READ_ONLY,
+    busy_timeout,
+    check_transactional,
+    create,
+    level_of_connection,
+    level_of_engine,
+    prepare,
+)
 from .errors import InvalidRequestError, SchemaVersionError, WalletError
 from .failures import (
     FAILURES,
     REPEAT,
     START_OVER,
+    is_lock_timeout,
     is_lost,
     is_miss,
     is_stopped,
@@ -27,6 +37,7 @@ from .failures import (
     is_unique_violation,
     translate,
     translated,
+    twice,
 )
 from .logs import say
 from .rights import DENIED, lacking
@@ -42,6 +53,7 @@ AtOnce = Callable[[Execute, Callable[[], AbstractContextManager[Connection]]], T
 log = logging.getLogger(__name__)
 
 JOINED_ATTEMPTS = 2
+SQLITE_WAITS = 2  # how many attempts of one call wait for the lock that SQLite has, before the others only look
 LONGEST_LOCK_TIMEOUT_MS = 2**31 - 1  # what PostgreSQL takes for one; a longer one would fail every operation
 SNAPSHOT = {READ_ONLY: True, "postgresql_readonly": True}
 SNAPSHOT_SETTINGS = ("work_mem = '64MB'", "jit = off")
@@ -70,7 +82,8 @@ class Database:
 
     ``target`` is a URL (``sqlite:///file.db``, ``postgresql+psycopg://…``) or the host's own SQLAlchemy
     ``Engine``; give an engine before its first connection is made, since each SQLite connection is
-    configured when it opens. ``lock_timeout_ms`` bounds the wait for one row lock on PostgreSQL.
+    configured when it opens. ``lock_timeout_ms`` bounds the wait for one row lock on PostgreSQL, and for the one
+    lock of the file on SQLite, where a call waits so long twice at most.
     ``single_statement=False`` is for what speaks PostgreSQL's protocol but cannot change several tables
     in one statement (a cluster whose rows of one operation are on several machines).
     ``schema`` is the schema of PostgreSQL's that everything is kept in, wherever the search path leads; by default
@@ -102,6 +115,7 @@ class Database:
             )
         self._owns_engine = not isinstance(target, Engine)
         self.engine = target if isinstance(target, Engine) else create(target)
+        self._lock_timeout_ms = lock_timeout_ms
         self.lock_timeout = f"{lock_timeout_ms}ms"
         self.single_statement = single_statement and not self.is_sqlite
         # Joins with the rows of a parameter: what a plan made for an empty table would cost on a large one.
@@ -146,7 +160,7 @@ class Database:
         ``StorageUnavailableError``.
         """
         with translated(explain=self._explained):
-            _twice(self._upgrade)
+            twice(self._upgrade)
         self._check_schema()
 
     def _upgrade(self) -> None:
@@ -201,7 +215,7 @@ class Database:
             with self._plain() as connection:
                 return question(connection)
 
-        return _twice(asked)
+        return twice(asked)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -269,17 +283,18 @@ class Database:
         if session is not None:
             return self._join(attempt, self.check_session(session))
         self._check_schema()
-        number = 0
+        number, waits = 0, SQLITE_WAITS
         lost: WalletError | None = None
         while True:
             retry.pause(number)
             try:
                 if at_once is not None and number == 0 and self.single_statement:
                     return at_once(self._execute_alone, self._plain)
-                with self._begin() as connection:
+                with self._begin(waits=waits) as connection:
                     self._set_locally(connection)
                     return attempt(connection, number > 0)
             except FAILURES as error:
+                waits -= is_lock_timeout(error)
                 failure = translate(error, attempts=number + 1)
                 lost = failure if is_lost(error) else lost
                 if not is_transient(error) or number == retry.attempts:
@@ -289,9 +304,15 @@ class Database:
                 say(log, logging.DEBUG, "attempt %d: %s", number, failure.code, attempt=number, code=failure.code)
 
     @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        with self._connect(self._isolation_level) as connection, connection.begin():
+    def _begin(self, *, waits: int = SQLITE_WAITS) -> Iterator[Connection]:
+        with self._connect(self._isolation_level) as connection, self._patience(connection, waits), connection.begin():
             yield connection
+
+    def _patience(self, connection: Connection, waits: int) -> AbstractContextManager[None]:
+        """How long to wait for SQLite's one lock: as for a row's on PostgreSQL, but not on each of many attempts."""
+        if not self.is_sqlite:
+            return nullcontext()
+        return busy_timeout(connection.connection, self._lock_timeout_ms if waits > 0 else 0)
 
     @contextmanager
     def _connect(self, isolation_level: str | None, **options: Any) -> Iterator[Connection]:
@@ -418,13 +439,3 @@ class Database:
 def _nothing(connection: Connection) -> None:
     """To find out whether a connection that has lain in the pool is still one."""
     connection.execute(text("SELECT 1"))
-
-
-def _twice(work: Callable[[], T]) -> T:
-    """Once more where a connection is lost: what the server has cut in the pool shows only when it is used."""
-    try:
-        return work()
-    except FAILURES as error:
-        if not is_lost(error):
-            raise
-    return work()

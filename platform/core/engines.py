@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
@@ -11,8 +13,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from .errors import InvalidRequestError
 from .values import plain_string
 
+BUSY_TIMEOUT_MS = 10_000
 SQLITE_PRAGMAS = (
-    "busy_timeout = 10000",
+    f"busy_timeout = {BUSY_TIMEOUT_MS}",
     "journal_mode = WAL",
     "synchronous = FULL",
     "recursive_triggers = ON",  # without it INSERT OR REPLACE deletes rows past the append-only triggers
@@ -93,6 +96,21 @@ def level_of_connection(pooled: PoolProxiedConnection) -> str | None:
     if level == AUTOCOMMIT:
         raise _autocommits("target")
     return level
+
+
+@contextmanager
+def busy_timeout(pooled: PoolProxiedConnection, milliseconds: int) -> Iterator[None]:
+    """How long a SQLite connection waits for the file's lock inside the block; a host's own shorter wait stands."""
+    cursor = pooled.cursor()
+    (before,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+    wait = milliseconds if before == BUSY_TIMEOUT_MS else min(before, milliseconds)
+    cursor.execute(f"PRAGMA busy_timeout = {wait}")
+    try:
+        yield
+    finally:
+        with suppress(Exception):  # a connection that is no more
+            cursor.execute(f"PRAGMA busy_timeout = {before}")
+            cursor.close()
 
 
 def check_transactional(pooled: PoolProxiedConnection, field: str) -> None:

@@ -74,12 +74,19 @@ class InvalidRequestError(WalletError):
 
 
 class OptimisticLockError(WalletError):
-    """Others were faster on every attempt; nothing was changed. ``details``: attempts."""
+    """Others were faster on every attempt, or kept a lock all the time; nothing was changed. ``details``: attempts."""
 
     code = "optimistic_lock"
     retryable = True
     http_status = 503
     template = "somebody else changed the same rows on each of {attempts} attempts; try again"
+
+    def __init__(self, *, waited_for: str | None = None, **details: Any) -> None:
+        self._waited_for = waited_for
+        super().__init__(**details)
+
+    def _template(self) -> str:
+        return self._waited_for or self.template
 
 
 class Advice(NamedTuple):

@@ -3,12 +3,15 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import psycopg
 from sqlalchemy.exc import DisconnectionError, PendingRollbackError, SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from .errors import SEND_AGAIN, Advice, OptimisticLockError, StorageUnavailableError, WalletError
+
+T = TypeVar("T")
 
 # PostgreSQL: serialization failure, deadlock, lock timeout, and a unique violation, which among our own
 # writes can only be an idempotency key or a row made at the same time: the next read answers it.
@@ -26,6 +29,16 @@ SQLITE_UNIQUE_VIOLATIONS = {1555, 2067}
 # It has one code for whatever is wrong with a statement; only its words, which are never translated, tell more.
 SQLITE_ERROR = 1
 NO_SUCH = ("no such table", "no such column")
+
+LOCK_TIMEOUT = "55P03"
+# A reader that wants to write while somebody has written: no lock, and waiting would not help.
+SQLITE_BUSY_SNAPSHOT = 517
+# What the wait was for, in the module's own transaction and in a caller's.
+MAYBE_YOUR_OWN = (
+    "another transaction has kept {what} locked through all {{attempts}} attempts; where it is one of your own, "
+    "pass its session=, or end it first; else try again"
+)
+ANOTHERS = "another transaction has kept {what} locked; roll yours back, and start it over"
 
 REPEAT = Advice("it can simply be repeated")
 START_OVER = Advice("roll your transaction back, and start it over with the same request and the same key")
@@ -89,10 +102,25 @@ def translate(error: Exception, attempts: int = 1, again: Advice = SEND_AGAIN) -
     ``again`` is what to do where another try can help.
     """
     if isinstance(error, Stale) or _is_conflict(error):
-        return OptimisticLockError(attempts=attempts)
+        return OptimisticLockError(attempts=attempts, waited_for=_waited_for(error, again))
     advice = _advice(error, again)
     told = {"server": _said(error)} if "{server}" in advice.text else {}
     return StorageUnavailableError(advice=advice, cause=_code(error) or type(_of_driver(error)).__name__, **told)
+
+
+def _waited_for(error: Exception, again: Advice) -> str | None:
+    if not is_lock_timeout(error):
+        return None
+    what = "a row" if _code(error) == LOCK_TIMEOUT else "the file of the database"
+    return (ANOTHERS if again is START_OVER else MAYBE_YOUR_OWN).format(what=what)
+
+
+def is_lock_timeout(error: Exception) -> bool:
+    """Whether the wait for a lock came to its end; SQLite has a single one, for whoever writes to the file."""
+    code = _code(error)
+    if isinstance(code, int):
+        return code & 0xFF in SQLITE_CONFLICTS and code != SQLITE_BUSY_SNAPSHOT
+    return code == LOCK_TIMEOUT
 
 
 def _advice(error: Exception, again: Advice) -> Advice:
@@ -168,3 +196,13 @@ def is_lost(error: Exception) -> bool:
         return True
     # psycopg has no SQLSTATE where no server answered.
     return isinstance(_of_driver(error), psycopg.OperationalError) and _code(error) is None
+
+
+def twice(work: Callable[[], T]) -> T:
+    """Once more where a connection is lost: what the server has cut in the pool shows only when it is used."""
+    try:
+        return work()
+    except FAILURES as error:
+        if not is_lost(error):
+            raise
+    return work()

@@ -230,6 +230,16 @@ class Page(Generic[T]):
     next: str | None
 
 
+def check_part(field: str, value: object, expected: str, *, fits: bool) -> None:
+    """Refuse a part of a service that is something else; told by its type alone, since it may be a secret.
+
+    Raises ``InvalidRequestError``.
+    """
+    if not fits or isinstance(value, type):
+        kind = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise InvalidRequestError(field=field, value=kind, expected=expected)
+
+
 def check_limit(field: str, value: Any) -> int:
     """The size of a page: 1 to 1000."""
     if type(value) is not int or not 1 <= value <= MAX_PAGE:

@@ -15,7 +15,7 @@ from ..core.errors import InvalidRequestError
 from ..core.failures import Stale
 from ..core.logs import say
 from ..core.sessions import HostSession
-from ..core.values import check_count, check_identifier, check_limit, now
+from ..core.values import check_count, check_identifier, check_limit, check_part, now
 from . import log_store
 from .log import Candidate, Wallet, chained, in_order, watermark
 from .models import LogEntry, LogHead, Sealed
@@ -29,9 +29,10 @@ MOVING = Retry(attempts=1, backoff=0)  # the retry answers a first row made at t
 
 
 class LedgerLog:
-    """The log of the ledger in a ``Database``."""
+    """The log of the ledger in a ``Database``. Raises ``InvalidRequestError`` for anything else."""
 
     def __init__(self, database: Database) -> None:
+        check_part("database", database, "a Database", fits=isinstance(database, Database))
         self.database = database
 
     def seal(self, *, sweep: bool = True, progress: Callable[[int], object] | None = None) -> Sealed:
@@ -129,6 +130,7 @@ class Sealer:
     """
 
     def __init__(self, log: LedgerLog, *, interval: float = 1.0, sweep_every: int = 600) -> None:
+        check_part("log", log, "a LedgerService", fits=isinstance(log, LedgerLog))
         if not (isinstance(interval, int | float) and 0 < interval <= threading.TIMEOUT_MAX):
             expected = f"a number of seconds above 0, at most {threading.TIMEOUT_MAX:.0f}"
             raise InvalidRequestError(field="interval", value=interval, expected=expected)

@@ -17,6 +17,7 @@ from ..core.values import (
     check_code,
     check_identifier,
     check_limit,
+    check_part,
     check_time,
     decode_cursor,
     encode_cursor,
@@ -51,6 +52,7 @@ Req = TypeVar("Req", bound=Request)
 Resp = TypeVar("Resp", bound=Response)
 
 MAX_BATCH = 10_000
+AUTHORIZER = "a QueueAuthorizer or an AuthorizationVerifier"
 
 
 class WalletService:
@@ -61,6 +63,7 @@ class WalletService:
 
     Every method takes the caller's SQLAlchemy ``session``: it then joins that transaction, sees what that has done
     so far, commits nothing and retries nothing; the event goes out after the caller's commit.
+    Raises ``InvalidRequestError`` for the first of its parts that is something else.
     """
 
     def __init__(
@@ -71,6 +74,12 @@ class WalletService:
         events: EventBus | None = None,
         config: WalletConfig | None = None,
     ) -> None:
+        check_part("ledger", ledger, "a LedgerService", fits=isinstance(ledger, LedgerService))
+        check_part("authorizer", authorizer, AUTHORIZER, fits=callable(getattr(authorizer, "verify", None)))
+        publishes = events is None or callable(getattr(events, "publish", None))
+        check_part("events", events, "an EventBus, or None", fits=publishes)
+        configures = config is None or isinstance(config, WalletConfig)
+        check_part("config", config, "a WalletConfig, or None", fits=configures)
         self.database = ledger.database
         self._authorizer = authorizer
         self._config = config or WalletConfig()

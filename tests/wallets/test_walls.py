@@ -30,7 +30,13 @@ def logging_with(
 ) -> Iterator[None]:
     """The host's logging: everything at DEBUG, by its own factory, handler and filter."""
     root, before = logging.getLogger(), logging.getLogRecordFactory()
-    names = (AUDIT, ANNOUNCE, "points_platform.events.service", "points_platform.core.database")
+    names = (
+        AUDIT,
+        ANNOUNCE,
+        "points_platform.events.service",
+        "points_platform.core.database",
+        "points_platform.core.sessions",
+    )
     loggers = {logger: logger.level for logger in (root, *map(logging.getLogger, names))}
     for logger in loggers:
         logger.setLevel(logging.DEBUG)
