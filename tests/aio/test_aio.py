@@ -56,6 +56,11 @@ async def tick() -> None:
         await asyncio.sleep(0)
 
 
+async def until(call: Callable[[], bool]) -> None:
+    while not call():
+        await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def opened(world: World, driver: str) -> AsyncIterator[AsyncSession]:
     """A session of an asynchronous engine on the same database."""
@@ -82,13 +87,25 @@ def shop(postgresql_url: str) -> Iterator[World]:
 @pytest.fixture
 def narrow(postgresql_url: str) -> Iterator[World]:
     """The same with a pool of a single connection."""
-    engine = create_engine(postgresql_url, pool_size=1, max_overflow=0, pool_timeout=60)
+    engine = create_engine(postgresql_url, pool_size=1, max_overflow=0, pool_timeout=5)
     world = World(Database(engine))
     world.credit()
     world.events.clear()
     yield world
     recount(world.database)
     engine.dispose()
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> threading.Event:
+    """Set as soon as somebody calls that method."""
+    method, entered = getattr(owner, name), threading.Event()
+
+    def enter(*args: Any, **options: Any) -> Any:
+        entered.set()
+        return method(*args, **options)
+
+    monkeypatch.setattr(owner, name, enter)
+    return entered
 
 
 # ── call ──
@@ -127,10 +144,13 @@ def test_the_context_of_the_caller_is_that_of_the_call(world: World) -> None:
     assert seen == ["request-7"]
 
 
-def test_the_loop_goes_on_while_every_connection_is_taken(narrow: World) -> None:
+def test_the_loop_goes_on_while_every_connection_is_taken(narrow: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = watched(monkeypatch, narrow.database, "ask")
+
     async def main() -> None:
         with narrow.database.engine.connect():
             waiting = asyncio.create_task(aio.call(narrow.wallets.get_user_balance, "ana"))
+            await until(asked.is_set)
             await tick()
             assert not waiting.done()
         assert (await waiting).available == 100
@@ -152,11 +172,6 @@ class Probe:
         self.inside.release()
         assert self.gate.wait(timeout=60)
         return number
-
-
-async def until(call: Callable[[], bool]) -> None:
-    while not call():
-        await asyncio.sleep(0)
 
 
 def test_no_more_calls_run_at_once_than_there_are_connections(postgresql_url: str) -> None:
@@ -323,36 +338,36 @@ def test_refusals_conflicts_and_losses_are_told_by_their_names_in_an_asynchronou
 @both_drivers
 @pytest.mark.parametrize("how", ["within", "run_sync"])
 def test_neither_an_operation_nor_a_commit_nor_its_events_hold_up_the_loop(
-    narrow: World, driver: str, how: str
+    narrow: World, driver: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that needs a connection of the pool, which is taken, waits somewhere else."""
     on_thread: list[int] = []
     narrow.bus.subscribe(WalletEvent, lambda event: on_thread.append(threading.get_ident()))
+    asked = watched(monkeypatch, narrow.database.whereabouts, "find")
+    read = watched(monkeypatch, narrow.ledger, "transactions")
+    request = narrow.hold_request()
 
     async def main() -> None:
         arrived: asyncio.Queue[WalletEvent] = asyncio.Queue()
         narrow.bus.subscribe(WalletEvent, aio.on_loop(arrived.put_nowait))
         async with opened(narrow, driver) as session:
-            for amount in (1, 2):
-                request = narrow.hold_request(amount=amount)
-                with narrow.database.engine.connect():
-                    if how == "within":
-                        work = aio.within(session, narrow.wallets.hold_in_escrow, request)
-                    else:
-                        work = session.run_sync(lambda joined: narrow.send(request, session=joined))  # noqa: B023
-                    holding = asyncio.create_task(work)
-                    await tick()
-                    if amount == 1:
-                        assert not holding.done(), "where the database is was known without asking it"
-                    else:
-                        await holding
-                held = await holding
-                with narrow.database.engine.connect():
-                    await session.commit()
-                    await tick()
-                    assert arrived.empty()
-                assert (await arrived.get()).event_id == held.transaction_id
-        assert len(on_thread) == 2
+            if how == "within":
+                work = aio.within(session, narrow.wallets.hold_in_escrow, request)
+            else:
+                work = session.run_sync(lambda joined: narrow.send(request, session=joined))
+            with narrow.database.engine.connect():
+                holding = asyncio.create_task(work)
+                await until(asked.is_set)
+                await tick()
+                assert not holding.done(), "where the database is was known without asking it"
+            held = await holding
+            with narrow.database.engine.connect():
+                await session.commit()
+                await until(read.is_set)
+                await tick()
+                assert arrived.empty()
+            assert (await arrived.get()).event_id == held.transaction_id
+        assert len(on_thread) == 1
         assert threading.get_ident() not in on_thread
 
     run(main())
