@@ -16,7 +16,7 @@ MODULES ?= core.values queue wallets.authorization wallets.requests wallets.rule
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(INSTALLED) ## an evening on a small platform (DATABASE=url, else a temporary SQLite file)
+demo: $(INSTALLED) ## an evening on a small platform (DATABASE=url of an empty database, else a temporary SQLite file)
 	@$(BIN)/points-platform demo $(if $(DATABASE),--database '$(DATABASE)')
 
 replay: $(INSTALLED) ## points auctions from a record of bids: BIDS=file.csv [DATABASE=url] [WORKERS=n]

@@ -43,7 +43,7 @@ def seal(
 ) -> None:
     """Append to the log what the ledger has gained, also what committed late."""
     key = None if sign_with is None else _key(sign_with)
-    with existing_database(database) as opened, progress() as show:
+    with existing_database(database, writing=True) as opened, progress() as show:
         sealed = LedgerService(opened).seal(progress=lambda count: show(f"{count:,} transactions sealed"))
     if key is not None:
         typer.echo(_signed(sealed.head, key))
@@ -91,7 +91,7 @@ def rebuild(
     """Compute wallets and escrow items from the ledger, and say what has drifted; with --apply, put it right."""
     if check and repair:
         raise Refusal("--check only asks; give it or --apply")
-    with existing_database(database) as opened, progress() as show:
+    with existing_database(database, writing=repair) as opened, progress() as show:
         if repair:
             show("verifying the ledger")
             count = _repair(opened)
@@ -127,7 +127,7 @@ def _repair(database: Database) -> int:
 @commands.command("export", epilog="Example: points-platform export ledger.jsonl.gz --database sqlite:///points.db")
 def export_command(file: FileArgument, database: DatabaseOption = None) -> None:
     """Seal, then write the whole log: a line for each transaction, at the end the count and the head."""
-    with existing_database(database) as opened, progress() as show:
+    with existing_database(database, writing=True) as opened, progress() as show:
         sealed = LedgerService(opened).seal(progress=lambda count: show(f"{count:,} transactions sealed"))
         if sealed.waiting:
             raise Refusal(f"{sealed.waiting:,} transactions wait for one that is missing, so the log is not whole")

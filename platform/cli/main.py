@@ -34,7 +34,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Users' points, what waits in escrow, and what creators have earned.",
-    epilog=f"A command on a database takes --database URL after its name, or {VARIABLE} of the environment: {FORMS}.",
+    epilog=f"A command on a database takes --database URL after its name, or (not demo) {VARIABLE} of the environment: "
+    f"{FORMS}.",
 )
 
 
@@ -70,7 +71,11 @@ AfterOption = Annotated[
 
 @app.command(epilog="Example: points-platform demo --database sqlite:///evening.db --seed 7")
 def demo(
-    database: DatabaseOption = None,
+    database: Annotated[
+        str | None,
+        # Not from the environment: what stands there is a platform's own ledger.
+        typer.Option("--database", metavar="URL", show_default=False, help="the URL of a new, empty database"),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -78,9 +83,9 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """An evening on a small platform, in a temporary SQLite file unless a database is named."""
+    """An evening on a small platform, in a temporary SQLite file unless a new, empty database is named."""
     number = randrange(10_000) if seed is None else seed  # noqa: S311 - chooses a story, guards nothing
-    with prepared_database(database) as opened:
+    with prepared_database(database, new=True) as opened:
         console.print(f"an evening on a small platform (--seed {number} repeats it)\n", style="bold")
         evening(opened, seed=number)
         console.print()

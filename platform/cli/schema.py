@@ -34,7 +34,7 @@ def show(
         if source is not None and source.name == "COMMANDLINE":  # the command's own would win, from wherever
             raise Refusal(f"give --database after {context.invoked_subcommand}")
         return
-    with any_database(database, there=True) as opened:
+    with any_database(database) as opened:
         state = opened.schema_state()
     if as_json:
         sys.stdout.write(json.dumps(asdict(state) | {"complete": state.complete}) + "\n")
@@ -48,7 +48,7 @@ def show(
 @commands.command(epilog="Example: points-platform schema upgrade --database sqlite:///points.db")
 def upgrade(database: DatabaseOption = None) -> None:
     """Bring an empty or older database to this release's schema; what is there already stays."""
-    with any_database(database) as opened:
+    with any_database(database, writing=True) as opened:
         before = opened.schema_state()
         opened.create_schema()
         after = opened.schema_state()
@@ -85,7 +85,7 @@ def print_sql(
 
 def _left(database: str | None) -> Iterator[str]:
     url = required(database)
-    with any_database(url, there=True) as opened:
+    with any_database(url) as opened:
         state, dialect = opened.schema_state(), opened.engine.dialect.name
     since = Stamp(state.revision, state.oldest_writer or HEAD) if state.revision else None
     return script(dialect, parted(url)[1], since=since)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,8 +14,9 @@ from .errors import InvalidRequestError
 from .values import plain_string
 
 BUSY_TIMEOUT_MS = 10_000
+WAIT = f"busy_timeout = {BUSY_TIMEOUT_MS}"
 SQLITE_PRAGMAS = (
-    f"busy_timeout = {BUSY_TIMEOUT_MS}",
+    WAIT,
     "journal_mode = WAL",
     "synchronous = FULL",
     "recursive_triggers = ON",  # without it INSERT OR REPLACE deletes rows past the append-only triggers
@@ -23,6 +24,8 @@ SQLITE_PRAGMAS = (
 SQLITE_BUSY = 5
 WAL_TIMEOUT = 10.0
 WAL_PAUSE = 0.01
+# The mode of a file is written into it, so whoever only reads leaves it, and can write nothing by mistake.
+SQLITE_READING = (WAIT, "query_only = ON")
 READ_ONLY = "points_platform_read_only"
 LEVEL = "points_platform_level"
 AUTOCOMMIT = "AUTOCOMMIT"
@@ -51,6 +54,12 @@ def create(target: str | URL) -> Engine:
         raise _unusable(f"{url.drivername} with options that it does not know") from None
 
 
+def reading_only(engine: Engine) -> Engine:
+    """The same engine for a ``Database`` that only reads; to be said before it is prepared."""
+    engine.update_execution_options(**{READ_ONLY: True})
+    return engine
+
+
 def prepare(engine: Engine) -> None:
     """Install the listeners that the module relies on, once per engine.
 
@@ -69,7 +78,8 @@ def prepare(engine: Engine) -> None:
     event.listen(engine, "connect", _remember_process)
     event.listen(engine, "checkout", _leave_the_parents_connections)
     if dialect.name == "sqlite":
-        event.listen(engine, "connect", _configure_sqlite)
+        reads_only = engine.get_execution_options().get(READ_ONLY, False)
+        event.listen(engine, "connect", _configure_sqlite_for_reading if reads_only else _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
         event.listen(engine, "connect", _remember_level)
@@ -165,9 +175,17 @@ def _leave_the_parents_connections(dbapi_connection: Any, record: Any, proxy: An
 
 
 def _configure_sqlite(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    _set_sqlite(dbapi_connection, SQLITE_PRAGMAS)
+
+
+def _configure_sqlite_for_reading(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    _set_sqlite(dbapi_connection, SQLITE_READING)
+
+
+def _set_sqlite(dbapi_connection: Any, pragmas: Sequence[str]) -> None:
     dbapi_connection.isolation_level = None  # BEGIN is ours, see below
     cursor = dbapi_connection.cursor()
-    for pragma in SQLITE_PRAGMAS:
+    for pragma in pragmas:
         _set(cursor, pragma)
     cursor.close()
 

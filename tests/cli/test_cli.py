@@ -2,18 +2,21 @@
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from freezegun import freeze_time
-from sqlalchemy import text
+from sqlalchemy import create_engine, inspect, text
 
 from points_platform.cli import main as cli
+from points_platform.cli.demo import evening
 from points_platform.cli.terminal import books_line
 from points_platform.core import Database
 from points_platform.ledger.accounts import Bucket
@@ -113,19 +116,72 @@ def test_the_installed_demo_needs_nothing_and_leaves_nothing(tmp_path: Path) -> 
     assert "\x1b" not in outcome.out
 
 
-def test_evenings_on_one_database_add_up(command: Command, url: str, database: Database) -> None:
-    first = command("demo", "--database", url, "--seed", "3").succeeded()
-    alone = books(database)
-    second = command("demo", "--database", url, "--seed", "3").succeeded()
-    both = books(database)
-    assert_a_whole_evening(first.out)
-    assert_a_whole_evening(second.out)
-    for one, two in zip(alone, both, strict=True):
-        assert (two.issued, two.held, two.balanced) == (2 * one.issued, 2 * one.held, True)
-        assert one.held > 0
-        assert books_line(one) in first.out
-        assert books_line(two) in second.out
-    recount(database)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database in which nothing stands."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/new.db"
+    url: str = request.getfixturevalue("postgresql_url")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    engine.dispose()
+    return url
+
+
+def test_an_evening_in_a_new_database_stays_there(command: Command, empty_url: str) -> None:
+    out = command("demo", "--database", empty_url, "--seed", "3").succeeded().out
+    assert_a_whole_evening(out)
+    with Database(empty_url) as database:
+        assert all(account.held > 0 and books_line(account) in out for account in books(database))
+        recount(database)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "in the environment"])
+def test_the_demo_never_writes_where_a_platform_s_ledger_is(
+    command: Command, world: World, url: str, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    world.credit(amount=77)
+    rows = world.snapshot()
+    monkeypatch.setenv(VARIABLE, url)
+    if named:
+        line = command("demo", "--database", url).refused()
+        assert "is in use: it has a table " in line
+        assert "name a new, empty database" in line
+    else:
+        assert_a_whole_evening(command("demo").succeeded().out)
+    assert world.snapshot() == rows
+
+
+@pytest.mark.parametrize("statement", ["CREATE TABLE orders (id INTEGER)", None], ids=["a host's table", "our schema"])
+def test_the_demo_leaves_a_database_alone_in_which_anything_stands(
+    command: Command, empty_url: str, statement: str | None
+) -> None:
+    engine = create_engine(empty_url)
+    if statement is None:
+        with Database(empty_url) as database:
+            database.create_schema()
+    else:
+        with engine.begin() as connection:
+            connection.execute(text(statement))
+    before = inspect(engine).get_table_names()
+    assert "is in use: it has a table " in command("demo", "--database", empty_url).refused()
+    assert inspect(engine).get_table_names() == before
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite" and statement is not None:
+            assert connection.scalar(text("PRAGMA journal_mode")) == "delete"
+    engine.dispose()
+
+
+def test_make_demo_names_a_database_only_where_it_is_told_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "sqlite:////nowhere/at-all.db")
+    dry = ["make", "--dry-run", "--old-file=.venv/locked", "demo"]
+    root = Path(__file__).resolve().parents[2]
+    alone = subprocess.run(dry, cwd=root, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run([*dry, "DATABASE=sqlite:///x.db"], cwd=root, capture_output=True, text=True, check=True)
+    assert alone.splitlines()[-1].rstrip().endswith("points-platform demo")
+    assert told.stdout.splitlines()[-1].endswith("points-platform demo --database 'sqlite:///x.db'")
 
 
 def test_the_earnings_of_the_demo_are_those_of_its_events(command: Command) -> None:
@@ -165,13 +221,15 @@ def test_the_demo_names_the_seed_that_it_chose(command: Command) -> None:
     ],
 )
 def test_the_demo_fails_where_the_books_do_not_balance(
-    command: Command, sqlite_url: str, tampering: str, seen: str
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tampering: str, seen: str
 ) -> None:
-    with Database(sqlite_url) as database:
-        command("demo", "--database", sqlite_url, "--seed", "3").succeeded()
+    def tampered(database: Database, *, seed: int) -> None:
+        evening(database, seed=seed)
         with database.engine.begin() as connection:
             connection.execute(text(tampering))
-    outcome = command("demo", "--database", sqlite_url, "--seed", "3")
+
+    monkeypatch.setattr(cli, "evening", tampered)
+    outcome = command("demo", "--database", f"sqlite:///{tmp_path}/new.db", "--seed", "3")
     assert (outcome.status, outcome.err) == (1, "")
     points, stars = outcome.out.splitlines()[-2:]
     assert points.startswith("THE BOOKS DO NOT BALANCE (points)")
@@ -442,7 +500,7 @@ def test_each_command_has_help_with_an_example(command: Command, name: str) -> N
     out = command(name, "--help").succeeded().out
     assert f"Example: points-platform {name} " in out
     assert "--database" in out
-    assert VARIABLE in out
+    assert (VARIABLE in out) == (name != "demo")
 
 
 BAD_USAGE: dict[tuple[str, ...], str] = {
@@ -505,6 +563,35 @@ def test_a_mistyped_file_is_not_created(command: Command, tmp_path: Path, argume
     assert list(tmp_path.iterdir()) == []
 
 
+LOOKING = (
+    *READERS,
+    ("statement", "user:ana", "--csv"),
+    ("balance", "user:ana", "--at", "0s"),
+    ("earnings", "luna"),
+    ("verify",),
+    ("rebuild",),
+    ("rebuild", "--check"),
+)
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_a_command_that_only_reads_leaves_a_file_as_it_is(command: Command, sqlite_url: str, mode: str) -> None:
+    file = Path(sqlite_url.removeprefix("sqlite:///"))
+    with Database(sqlite_url) as database:
+        World(database).credit()
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute(f"PRAGMA journal_mode = {mode}").fetchone() == (mode,)
+    before = file.read_bytes()
+    for arguments in LOOKING:
+        command(*arguments, "--database", sqlite_url).succeeded()
+        assert file.read_bytes() == before, arguments
+        assert [each.name for each in file.parent.glob(f"{file.name}*")] == [file.name]
+    command("seal", "--database", sqlite_url).succeeded()
+    assert file.read_bytes() != before, "what writes goes on in the mode that the module needs"
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_a_file_named_as_a_sqlite_uri_is_found(command: Command, sqlite_url: str) -> None:
     uri = sqlite_url.replace("sqlite:///", "sqlite:///file:") + "?uri=true"
     command("balance", "user:ana", "--database", uri).succeeded()
@@ -522,7 +609,7 @@ def test_a_database_without_our_schema_is_refused(command: Command, tmp_path: Pa
 def test_a_schema_of_another_release_is_refused(command: Command, url: str, database: Database) -> None:
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE points_platform_schema SET version_num = '0999', oldest_writer = '0999'"))
-    for arguments in (*READERS, ("demo",)):
+    for arguments in READERS:
         assert "schema version 0999" in command(*arguments, "--database", url).refused()
 
 
