@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -19,12 +19,13 @@ from ..core import Database
 from ..core.values import MAX_POINTS, now
 from ..ledger import LedgerService, LogHead
 from ..ledger.files import export_log
-from ..ledger.verify import Finding
+from ..ledger.findings import Finding
 from ..queue import AuthorizationKey
-from ..wallets.rebuild import MOST_DRIFTS, Drift, apply, drifts, restore
+from ..wallets.rebuild import MOST_DRIFTS, Drift, drifts, put_right, restore
 from ..wallets.verify import check_names, verify
 from .databases import DatabaseOption, existing_database, prepared_database
-from .terminal import Refusal, console
+from .known import Acceptance, AcceptOption, ByOption, KnownOption, ReasonOption
+from .terminal import Refusal, console, print_json
 
 SIGNED_FOR = "ledger-head"
 
@@ -54,7 +55,7 @@ def seal(
         console.print(f"{sealed.appended:,} transactions sealed{waiting}; the head is {sealed.head}")
 
 
-@commands.command("verify", epilog="Exit status: 0 nothing found, 1 findings, 2 could not run.")
+@commands.command("verify", epilog="Exit status: 0 nothing found that is not known, 1 findings, 2 could not run.")
 def verify_command(
     database: DatabaseOption = None,
     since: Annotated[
@@ -67,61 +68,82 @@ def verify_command(
     signed_by: Annotated[
         Path | None, typer.Option(metavar="KEY.pem", show_default=False, help="the public key of a signed head")
     ] = None,
+    known: KnownOption = None,
+    accept: AcceptOption = None,
+    by: ByOption = None,
+    reason: ReasonOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object with a list of findings")] = False,
 ) -> None:
     """Check all invariants, the log and its chain, and that wallets and escrow items are what the ledger says."""
     if signed_by is not None and head is None:
         raise Refusal("--signed-by is for a signed --head")
     kept = None if head is None else _head(head, signed_by)
+    accepted = Acceptance(known, accept, by, reason)
     with existing_database(database) as opened, progress(total=len(check_names())) as show:
-        findings = verify(opened, since=since, head=kept, progress=lambda check: show(f"checking {check}"))
-        count = _print_json(findings) if as_json else _print_lines(map(_finding_line, findings))
+        found = verify(opened, since=since, head=kept, progress=lambda check: show(f"checking {check}"))
+        with closing(found) as findings:
+            new = accepted.new(findings)
+            count = _print_json(new, accepted) if as_json else _print_lines(map(_finding_line, new))
     if not as_json:
-        console.print(f"{count:,} findings" if count else "nothing found: everything is as the ledger says")
+        console.print(_verdict(count, accepted))
     if count:
         raise typer.Exit(1)
 
 
-@commands.command(epilog="Exit status of --check: 0 all rows are right, 1 some are not.")
+def _verdict(count: int, accepted: Acceptance) -> str:
+    known = f", beside {len(accepted.met):,} that are known" if accepted.met else ""
+    if count:
+        return f"{count:,} findings{known}"
+    return f"nothing found{known}: everything {'else ' if known else ''}is as the ledger says"
+
+
+@commands.command(epilog="Exit status: 0, 1 rows differ (--check) or could not be put right, 2 --check could not run.")
 def rebuild(
     database: DatabaseOption = None,
     check: Annotated[bool, typer.Option("--check", help="only say whether anything differs")] = False,
     repair: Annotated[bool, typer.Option("--apply", help="put each row right, under its lock")] = False,
+    known: KnownOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object with a list of rows")] = False,
 ) -> None:
     """Compute wallets and escrow items from the ledger, and say what has drifted; with --apply, put it right."""
     if check and repair:
         raise Refusal("--check only asks; give it or --apply")
+    if known is not None and not repair:
+        raise Refusal("--known is for --apply, which puts nothing right beside damage that nobody has accepted")
     with existing_database(database, writing=repair) as opened, progress() as show:
         if repair:
             show("verifying the ledger")
-            count = _repair(opened)
-            console.print(f"{count:,} rows repaired" if count else "nothing to repair")
+            _repair(opened, Acceptance(known), as_json=as_json)
             return
         show("comparing with the ledger")
         with opened.snapshot() as connection:
             found = list(drifts(connection, limit=1 if check else MOST_DRIFTS))
-    if check:
+    if as_json:
+        print_json({"rows": [vars(drift) for drift in found]})
+    elif check:
         console.print("rows differ from the ledger" if found else "every row is what the ledger says")
-        raise typer.Exit(1 if found else 0)
-    count = _print_lines(map(_plan, found))
-    console.print(f"{count:,} rows to repair, with --apply" if count else "nothing to repair")
+    else:
+        count = _print_lines(map(_plan, found))
+        console.print(f"{count:,} rows to repair, with --apply" if count else "nothing to repair")
+    if check and found:
+        raise typer.Exit(1)
 
 
-def _repair(database: Database) -> int:
-    """Repair all rows, unless the ledger itself is damaged: it would spread what was done to it."""
-    if next(verify(database, ledger_only=True), None) is not None:
-        raise Refusal("the ledger itself has findings, so nothing is repaired from it: see verify")
-    count, before = 0, list[Drift]()
-    while True:
-        with database.snapshot() as connection:
-            found = list(drifts(connection))
-        if found == before:
-            return count  # nothing is left, or nothing that a repair would change
-        for drift in found:
-            if apply(database, drift):
-                console.print(f"repaired {_named(drift)}")
-                count += 1
-        before = found
+def _repair(database: Database, accepted: Acceptance, *, as_json: bool) -> None:
+    """Repair all rows, unless the ledger has damage that nobody has accepted: it would spread what was done to it."""
+    with closing(verify(database, ledger_only=True)) as findings:
+        damaged = any(True for _ in accepted.new(findings))
+    if damaged:
+        raise Refusal("the ledger itself has findings, so nothing is repaired from it: see verify, and --known")
+    repaired, left = put_right(database, lambda drift: None if as_json else console.print(f"repaired {_named(drift)}"))
+    if as_json:
+        print_json({"repaired": [vars(drift) for drift in repaired], "left": [vars(drift) for drift in left]})
+    else:
+        _print_lines(f"cannot be put right: {_named(drift)}" for drift in left)
+        if repaired or not left:
+            console.print(f"{len(repaired):,} rows repaired" if repaired else "nothing to repair")
+    if left:
+        raise typer.Exit(1)
 
 
 @commands.command("export", epilog="Example: points-platform export ledger.jsonl.gz --database sqlite:///points.db")
@@ -169,14 +191,15 @@ def _print_lines(lines: Iterable[str]) -> int:
     return count
 
 
-def _print_json(findings: Iterable[Finding]) -> int:
+def _print_json(findings: Iterable[Finding], accepted: Acceptance) -> int:
     """Print the findings as they come, so that any number of them takes no memory."""
     count = 0
     sys.stdout.write('{"findings": [')
     for finding in findings:
         sys.stdout.write((",\n" if count else "\n") + json.dumps(vars(finding), default=str))
         count += 1
-    sys.stdout.write("]}\n")
+    known = [{**vars(each.finding), "by": each.by, "reason": each.reason, "at": each.at} for each in accepted.met]
+    sys.stdout.write(('], "known": ' + json.dumps(known, default=str) if accepted.asked else "]") + "}\n")
     return count
 
 

@@ -1,9 +1,12 @@
 """What every command shares: its output, the line about the books, and one line for whatever goes wrong."""
 
 import io
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -62,6 +65,15 @@ def show(table: Table) -> None:
     """Print a table as wide as its content: an id that is cut off cannot be used."""
     table.width = console.measure(table, options=console.options.update_width(UNBOUNDED)).maximum
     console.print(table)
+
+
+def print_json(answer: Mapping[str, Any]) -> None:
+    """Print one JSON object; times are ISO 8601 in UTC."""
+    typer.echo(json.dumps(answer, default=_plain, ensure_ascii=False))
+
+
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def report_books(database: Database) -> bool:

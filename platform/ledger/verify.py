@@ -6,7 +6,7 @@ narrowed to what came after a position of the log.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection
@@ -16,18 +16,9 @@ from ..core.values import MAX_POINTS
 from ..migrations import broken
 from . import log_store
 from .accounts import CHART, PLATFORM, WALLETS, InHold, Shape, operations_that, shapes
+from .findings import Finding as Finding
+from .findings import Kind
 from .models import ENTRIES, LOG, TRANSACTIONS, LogHead
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """Something that is not as it must be: its kind, the ids that name it, what was expected and what is there."""
-
-    kind: str
-    ids: dict[str, Any]
-    expected: Any
-    found: Any
-
 
 # Of one check; more than that is not read one by one, and would need memory without bound.
 MOST_FINDINGS = 10_000
@@ -156,21 +147,32 @@ _KEYS = f"""
     WHERE {{transactions}} GROUP BY owner_id, operation, idempotency_key HAVING COUNT(*) > 1
     LIMIT :limit
 """
-_ENDING = _named(operations_that(InHold.ENDS))
-_ENDED_TWICE = f"""
-    SELECT escrow_id, COUNT(*) AS ends, MIN(transaction_id) AS one, MAX(transaction_id) AS other
+# A hold begins once and ends once.
+_IN_HOLDS = f"""
+    SELECT escrow_id, COUNT(*) AS times, MIN(transaction_id) AS one, MAX(transaction_id) AS other
     FROM {TRANSACTIONS} t
-    WHERE operation IN ({_ENDING}) AND {{escrows}}
+    WHERE operation IN ({{operations}}) AND {{{{escrows}}}}
     GROUP BY escrow_id HAVING COUNT(*) > 1
     LIMIT :limit
 """
+_BEGUN_TWICE = _IN_HOLDS.format(operations=_named(operations_that(InHold.BEGINS)))
+_ENDED_TWICE = _IN_HOLDS.format(operations=_named(operations_that(InHold.ENDS)))
+
+
+def _begun_twice(connection: Connection, since: int) -> Iterator[Finding]:
+    """Holds that have the escrow item of another one."""
+    return _twice(connection, since, "escrow_begun_twice", _BEGUN_TWICE)
 
 
 def _ended_twice(connection: Connection, since: int) -> Iterator[Finding]:
     """Holds that were settled or refunded more than once."""
-    for row in _rows(connection, _ENDED_TWICE, since):
+    return _twice(connection, since, "escrow_ended_twice", _ENDED_TWICE)
+
+
+def _twice(connection: Connection, since: int, kind: Kind, statement: str) -> Iterator[Finding]:
+    for row in _rows(connection, statement, since):
         ids = {"escrow_id": row["escrow_id"], "transaction_ids": [row["one"], row["other"]]}
-        yield Finding(kind="escrow_ended_twice", ids=ids, expected=1, found=row["ends"])
+        yield Finding(kind=kind, ids=ids, expected=1, found=row["times"])
 
 
 def _orphans(connection: Connection, since: int) -> Iterator[Finding]:
@@ -186,9 +188,14 @@ def _keys(connection: Connection, since: int) -> Iterator[Finding]:
         yield Finding(kind="key_used_twice", ids=ids, expected=1, found=row["uses"])
 
 
+# What an account's entries before one sum to: a balance that was put right begins there again.
+_SUM_BEFORE = f"""SELECT COALESCE(SUM(s.amount >> 32), 0) * 4294967296 + COALESCE(SUM(s.amount & 4294967295), 0)
+    FROM {ENTRIES} s WHERE s.account_id = e.account_id AND s.currency = e.currency AND s.bucket = e.bucket
+    AND (s.wallet_version < e.wallet_version OR s.wallet_version IS NULL)"""
 _HISTORY = f"""
     WITH found AS MATERIALIZED (
-        SELECT * FROM (
+        SELECT * FROM (SELECT e.*, CASE WHEN balance_before <> COALESCE(last_balance, 0) THEN ({_SUM_BEFORE}) END
+            AS sum_before FROM (
             SELECT e.account_id, e.currency, e.bucket, e.transaction_id, e.amount, e.balance_before, e.balance_after,
                 e.wallet_version, e.posted_at, l.position,
                 LAG(e.balance_after) OVER of_account AS last_balance,
@@ -199,10 +206,12 @@ _HISTORY = f"""
             FROM {ENTRIES} e LEFT JOIN {LOG} l ON l.transaction_id = e.transaction_id
             WHERE ({_OF_WALLETS}) AND {{wallets}}
             WINDOW of_account AS (PARTITION BY e.account_id, e.currency, e.bucket ORDER BY e.wallet_version),
-                of_wallet AS (PARTITION BY e.account_id, e.currency ORDER BY e.wallet_version, e.transaction_id)
-        ) e
+                of_wallet AS (
+                    PARTITION BY e.account_id, e.currency ORDER BY e.wallet_version, e.transaction_id, e.bucket
+                )
+        ) e) e
         WHERE wallet_version IS NULL OR balance_before IS NULL OR balance_after IS NULL
-           OR balance_before <> COALESCE(last_balance, 0) OR balance_after <> balance_before + amount
+           OR balance_before <> sum_before OR balance_after <> balance_before + amount
            OR balance_after NOT BETWEEN 0 AND :most
            OR posted_at < last_posted
            OR (wallet_version <> COALESCE(last_version, 0) + 1
@@ -224,7 +233,7 @@ def _history(connection: Connection, since: int) -> Iterator[Finding]:
 def _entry_findings(row: Mapping[str, Any]) -> Iterator[Finding]:
     before, after = row["balance_before"], row["balance_after"]
     version, last = row["wallet_version"], row["last_version"]
-    problems: dict[str, tuple[bool, Any, Any]]
+    problems: dict[Kind, tuple[bool, Any, Any]]
     if None in (before, after, version):
         problems = {"entry_incomplete": (True, "balances and a version", None)}
     elif not all(isinstance(value, int) for value in (before, after, version, row["amount"])):
@@ -236,13 +245,17 @@ def _entry_findings(row: Mapping[str, Any]) -> Iterator[Finding]:
         apart = last is not None and not other and row["posted_at"] > row["last_posted"]
         early = other and row["position"] is not None and not 0 < row["last_position"] < row["position"]
         problems = {
-            "balance_gap": (before != (row["last_balance"] or 0), row["last_balance"] or 0, before),
+            "balance_gap": (
+                before not in (row["last_balance"] or 0, row["sum_before"]),
+                row["last_balance"] or 0,
+                before,
+            ),
             "balance_sum": (after != before + row["amount"], before + row["amount"], after),
             "balance_limit": (not 0 <= after <= MAX_POINTS, f"0 to {MAX_POINTS}", after),
             "version_used_twice": (version == last and other, row["last_transaction"], row["transaction_id"]),
             "version_gap": (version not in (last, following), following, version),
-            "posted_into_the_past": (past, str(row["last_posted"]), str(row["posted_at"])),
-            "posted_apart": (apart, str(row["last_posted"]), str(row["posted_at"])),
+            "posted_into_the_past": (past, _time(row["last_posted"]), _time(row["posted_at"])),
+            "posted_apart": (apart, _time(row["last_posted"]), _time(row["posted_at"])),
             "log_order": (early, f"sealed after {row['last_transaction']}", f"position {row['position']}"),
         }
     ids = {name: row[name] for name in ("account_id", "currency", "bucket", "wallet_version", "transaction_id")}
@@ -251,11 +264,16 @@ def _entry_findings(row: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(kind=kind, ids=ids, expected=expected, found=found)
 
 
+def _time(moment: object) -> str:
+    """A time as text that is the same in every session's zone; what is none (SQLite keeps anything) as it is."""
+    return str(moment.astimezone(UTC) if isinstance(moment, datetime) else moment)
+
+
 def _log(connection: Connection, since: int) -> Iterator[Finding]:
     """Positions that are missing, sealed transactions that are missing or have changed, hashes that do not follow."""
     if log_store.hash_at(connection, since) is None:
-        kind = "log_gap" if since < log_store.head(connection).position else "log_cut"
-        yield Finding(kind=kind, ids={"position": since}, expected=since, found=None)
+        gap = since < log_store.head(connection).position
+        yield Finding(kind="log_gap" if gap else "log_cut", ids={"position": since}, expected=since, found=None)
     for position, last_position, transaction_id, stored, expected in log_store.broken(connection, since, MOST_FINDINGS):
         ids = {"position": position, "transaction_id": transaction_id}
         if position != last_position + 1:
@@ -270,6 +288,7 @@ LEDGER_CHECKS: dict[str, Check] = {
     "transactions": _transactions,
     "entries": _orphans,
     "idempotency keys": _keys,
+    "beginnings of escrow items": _begun_twice,
     "ends of escrow items": _ended_twice,
     "accounts and versions": _history,
 }
@@ -291,5 +310,7 @@ def check_head(connection: Connection, kept: LogHead) -> Iterator[Finding]:
     """Whether the log still has what a head that was kept elsewhere has seen."""
     found = log_store.hash_at(connection, kept.position)
     if found != kept.hash:
-        kind = "log_cut" if found is None else "log_rewritten"
-        yield Finding(kind=kind, ids={"position": kept.position}, expected=kept.hash, found=found)
+        cut = found is None
+        yield Finding(
+            kind="log_cut" if cut else "log_rewritten", ids={"position": kept.position}, expected=kept.hash, found=found
+        )

@@ -1,8 +1,8 @@
 """What wallets, escrow items and claims must be, as statements that compute them from the ledger alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -93,40 +93,65 @@ def _sum(bucket: Bucket) -> ColumnElement[int]:
     return cast(high * 2**32 + low, BigInteger)
 
 
-def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
-    """The rows of the escrow items as the holds, and what ended them, give them."""
+class Holds(NamedTuple):
+    """The holds with what ended them, joined: each of its rows is one escrow item.
+
+    A ledger in which one began or ended more than once is damaged; there the first of each counts, and ``several`` has
+    a row for those that began so.
+    """
+
+    hold: FromClause
+    held: FromClause
+    end: FromClause
+    to_model: FromClause
+    to_user: FromClause
+    several: FromClause
+    joined: FromClause
+
+
+def _holds(key: dict[str, str]) -> Holds:
     hold, end = TRANSACTIONS.alias("began"), TRANSACTIONS.alias("ended")
     held, to_model, to_user = ENTRIES.alias("held"), ENTRIES.alias("to_model"), ENTRIES.alias("to_user")
-    ended = and_(
-        end.c.escrow_id == hold.c.escrow_id,
-        end.c.owner_id == hold.c.owner_id,
-        end.c.operation.in_(ENDING),
-    )
+    begins, ends = (_several(operations, key).subquery() for operations in (BEGINNING, ENDING))
+    first_end = end.c.transaction_id == func.coalesce(ends.c.first, end.c.transaction_id)
     joined = (
         hold.join(held, _entry_of(held, hold, Bucket.ESCROW))
-        .outerjoin(end, ended)
+        .outerjoin(begins, _of_item(begins, hold))
+        .outerjoin(ends, _of_item(ends, hold))
+        .outerjoin(end, and_(_of_item(end, hold), end.c.operation.in_(ENDING), first_end))
         .outerjoin(to_model, _entry_of(to_model, end, Bucket.EARNED))
         .outerjoin(to_user, _entry_of(to_user, end, Bucket.AVAILABLE))
     )
+    return Holds(hold, held, end, to_model, to_user, begins, joined)
+
+
+def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
+    """The rows of the escrow items as the holds, and what ended them, give them."""
+    of = _holds(key)
+    hold, end = of.hold, of.end
+    settled, refunded = (func.coalesce(entry.c.amount, 0) for entry in (of.to_model, of.to_user))
+    # Of several holds the item has the points of all, so that none is stuck in escrow.
+    whole = case((end.c.operation.is_(None), _all_held(hold)), else_=settled + refunded)
     columns: dict[str, ColumnElement[Any]] = {
         "escrow_id": hold.c.escrow_id,
         "owner_id": hold.c.owner_id,
         "currency": hold.c.currency,
-        "amount": held.c.amount,
+        "amount": case((of.several.c.first.is_(None), of.held.c.amount), else_=whole),
         "status": func.coalesce(case(LEAVES, value=end.c.operation), EscrowStatus.HELD.value),
         "queue_item_id": hold.c.queue_item_id,
         "feature_type": hold.c.feature_type,
         "reason": hold.c.reason,
         "metadata_json": hold.c.metadata_json,
         "model_id": end.c.model_id,
-        "settled_amount": func.coalesce(to_model.c.amount, 0),
-        "refunded_amount": func.coalesce(to_user.c.amount, 0),
+        "settled_amount": settled,
+        "refunded_amount": refunded,
         "created_at": hold.c.occurred_at,
         "processed_at": end.c.occurred_at,
         "expires_at": cast(null(), UtcDateTime()),
     }
-    statement = select(*(columns[column.key].label(column.key) for column in ESCROW_ITEMS.c)).select_from(joined)
-    statement = statement.where(hold.c.operation.in_(BEGINNING))
+    first = hold.c.transaction_id == func.coalesce(of.several.c.first, hold.c.transaction_id)
+    statement = select(*(columns[column.key].label(column.key) for column in ESCROW_ITEMS.c)).select_from(of.joined)
+    statement = statement.where(hold.c.operation.in_(BEGINNING), first)
     if key:
         statement = statement.where(hold.c.escrow_id == key["escrow_id"], hold.c.owner_id == key["owner_id"])
     if since:
@@ -135,8 +160,43 @@ def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
     return statement
 
 
+def _several(operations: Sequence[str], key: dict[str, str]) -> Select[Any]:
+    """The escrow items that several transactions began, or ended: each with the first of these."""
+    item = (TRANSACTIONS.c.escrow_id, TRANSACTIONS.c.owner_id)
+    statement = select(*item, func.min(TRANSACTIONS.c.transaction_id).label("first"))
+    statement = statement.where(
+        TRANSACTIONS.c.operation.in_(operations), *(TRANSACTIONS.c[n] == v for n, v in key.items())
+    )
+    return statement.group_by(*item).having(func.count() > 1)
+
+
+def _of_item(of: FromClause, hold: FromClause) -> ColumnElement[bool]:
+    return and_(of.c.escrow_id == hold.c.escrow_id, of.c.owner_id == hold.c.owner_id)
+
+
+def _all_held(hold: FromClause) -> ColumnElement[int]:
+    other, entry = TRANSACTIONS.alias("another"), ENTRIES.alias("also_held")
+    high, low = exact_sum(entry.c.amount)
+    held = select(cast(high * 2**32 + low, BigInteger)).join_from(other, entry, _entry_of(entry, other, Bucket.ESCROW))
+    return held.where(_of_item(other, hold), other.c.operation.in_(BEGINNING)).correlate(hold).scalar_subquery()
+
+
+def claimed_twice(since: int = 0) -> Select[Any]:
+    """The references that several transactions claimed: source, reference, the first, the last, how many."""
+    source, reference = _detail(TRANSACTIONS, "source"), _detail(TRANSACTIONS, "reference")
+    claimed = select(TRANSACTIONS.c.transaction_id, source.label("source"), reference.label("reference"))
+    claims = claimed.where(TRANSACTIONS.c.operation.in_(CLAIMING)).subquery("claims")
+    one, other = (pick(claims.c.transaction_id) for pick in (func.min, func.max))
+    names = (claims.c.source, claims.c.reference)
+    grouped = select(*names, one.label("first"), other.label("last"), func.count().label("times"))
+    grouped = grouped.where(*(name.is_not(None) for name in names)).group_by(*names).having(func.count() > 1)
+    twice = grouped.subquery("twice")
+    statement = select(twice)
+    return statement.where(_sealed_after(twice.c.last, since)) if since else statement
+
+
 def _expected_claims(key: dict[str, str], since: int) -> Select[Any]:
-    """The rows of the claims as the transactions that claimed a reference give them."""
+    """The rows of the claims as the transactions that claimed a reference give them; of several the first."""
     credited = and_(_entry_of(ENTRIES, TRANSACTIONS, Bucket.AVAILABLE), ENTRIES.c.account_id == TRANSACTIONS.c.owner_id)
     columns: dict[str, ColumnElement[Any]] = {
         "source": _detail(TRANSACTIONS, "source"),
@@ -149,6 +209,10 @@ def _expected_claims(key: dict[str, str], since: int) -> Select[Any]:
     }
     statement = select(*(columns[column.key].label(column.key) for column in DEPOSIT_CLAIMS.c))
     statement = statement.join_from(TRANSACTIONS, ENTRIES, credited).where(TRANSACTIONS.c.operation.in_(CLAIMING))
+    twice = claimed_twice().subquery()
+    claimed = and_(twice.c.source == columns["source"], twice.c.reference == columns["reference"])
+    first = TRANSACTIONS.c.transaction_id == func.coalesce(twice.c.first, TRANSACTIONS.c.transaction_id)
+    statement = statement.outerjoin(twice, claimed).where(first)
     if key:
         statement = statement.where(*(columns[name] == value for name, value in key.items()))
     if since:

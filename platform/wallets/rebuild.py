@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any, TextIO
 
 from sqlalchemy import Connection, Table, and_, delete, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from ..core.database import Database, Retry
-from ..core.errors import InvalidRequestError
+from ..core.errors import InvalidRequestError, StorageUnavailableError
 from ..core.logs import say
 from ..ledger.files import import_log
 from ..ledger.models import LogHead
@@ -61,6 +62,38 @@ def apply(database: Database, drift: Drift) -> bool:
         table, key = drift.table, drift.key
         say(log, logging.WARNING, "repaired %s %s", table, key, table=table, key=key, columns=drift.columns)
     return repaired
+
+
+def put_right(
+    database: Database, done: Callable[[Drift], object] = lambda drift: None
+) -> tuple[list[Drift], list[Drift]]:
+    """Put all rows right, one by one; returns those that were, and those that the database does not take.
+
+    ``done`` is told each. Where a damaged ledger says what the table's own rules refuse (a balance below zero), the row
+    stays as it is. Raises ``OptimisticLockError``, ``StorageUnavailableError``.
+    """
+    repaired: list[Drift] = []
+    tried: dict[str, Drift] = {}
+    while True:
+        with database.snapshot() as connection:
+            found = {f"{drift.table} {drift.key}": drift for drift in drifts(connection)}
+        fresh = {name: drift for name, drift in found.items() if name not in tried}
+        if not fresh:
+            return repaired, list(found.values())
+        tried |= fresh
+        for drift in fresh.values():
+            if _applied(database, drift):
+                done(drift)
+                repaired.append(drift)
+
+
+def _applied(database: Database, drift: Drift) -> bool:
+    try:
+        return apply(database, drift)
+    except StorageUnavailableError as error:
+        if isinstance(error.__cause__, IntegrityError):
+            return False
+        raise
 
 
 def restore(database: Database, file: TextIO, *, progress: Callable[[int], object] = lambda position: None) -> LogHead:

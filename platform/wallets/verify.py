@@ -1,16 +1,18 @@
 """Verifying a whole database: the ledger, its log, and whether wallets and escrow items are what the ledger says."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DataError
 
 from ..core.database import Database
 from ..core.values import check_count
+from ..ledger.findings import Finding, Kind
 from ..ledger.models import LogHead
-from ..ledger.verify import LEDGER_CHECKS, MOST_FINDINGS, SCHEMA_CHECKS, SEAL_CHECKS, Check, Finding, check_head
-from .expected import EXPECTED
+from ..ledger.verify import LEDGER_CHECKS, MOST_FINDINGS, SCHEMA_CHECKS, SEAL_CHECKS, Check, check_head
+from .expected import EXPECTED, claimed_twice
 from .models import ESCROW_ITEMS, USER_WALLETS, EscrowStatus
 from .rebuild import drifts
 
@@ -25,7 +27,7 @@ def verify(
     head: LogHead | None = None,
     ledger_only: bool = False,
     progress: Callable[[str], object] = lambda check: None,
-) -> Iterator[Finding]:
+) -> Generator[Finding, None, None]:
     """Everything that is wrong in the database, from one consistent snapshot, also of a live one.
 
     ``since`` narrows it to what came after that position of the log; ``head`` is one that was kept
@@ -36,7 +38,8 @@ def verify(
     ``StorageUnavailableError``.
     """
     check_count("since", since)
-    others = LEDGER_CHECKS if ledger_only else {**SCHEMA_CHECKS, **LEDGER_CHECKS, **WALLET_CHECKS}
+    checks = {**LEDGER_CHECKS, **DEPOSIT_CHECKS}
+    others = checks if ledger_only else {**SCHEMA_CHECKS, **checks, **WALLET_CHECKS}
     with database.snapshot() as connection:
         if database.is_sqlite:
             yield from _checked({**SEAL_CHECKS, **others}, connection, since, progress)
@@ -52,7 +55,7 @@ def verify(
 
 def check_names() -> list[str]:
     """The names of the checks that ``verify`` makes."""
-    return [*SCHEMA_CHECKS, *LEDGER_CHECKS, *SEAL_CHECKS, *WALLET_CHECKS]
+    return [*SCHEMA_CHECKS, *LEDGER_CHECKS, *DEPOSIT_CHECKS, *SEAL_CHECKS, *WALLET_CHECKS]
 
 
 def _checked(
@@ -78,9 +81,8 @@ def _rows(connection: Connection, since: int) -> Iterator[Finding]:
     """Wallets, escrow items and claims that are not what the ledger says."""
     for drift in drifts(connection, since=since):
         what = "missing" if drift.found is None else "unexplained" if drift.expected is None else "differs"
-        yield Finding(
-            kind=f"{ROW[drift.table]}_{what}", ids=dict(drift.key), expected=drift.expected, found=drift.found
-        )
+        kind = cast(Kind, f"{ROW[drift.table]}_{what}")
+        yield Finding(kind=kind, ids=dict(drift.key), expected=drift.expected, found=drift.found)
 
 
 def _held(connection: Connection, since: int) -> Iterator[Finding]:
@@ -100,4 +102,13 @@ def _held(connection: Connection, since: int) -> Iterator[Finding]:
         yield Finding(kind="escrow_balance", ids=ids, expected=int(total), found=escrow)
 
 
+def _deposits(connection: Connection, since: int) -> Iterator[Finding]:
+    """References that were credited more than once."""
+    for source, reference, one, other, times in connection.execute(claimed_twice(since).limit(MOST_FINDINGS)):
+        ids = {"source": source, "reference": reference, "transaction_ids": [one, other]}
+        yield Finding(kind="deposit_claimed_twice", ids=ids, expected=1, found=times)
+
+
+# What the ledger alone tells, and only the operations can read.
+DEPOSIT_CHECKS: dict[str, Check] = {"deposits": _deposits}
 WALLET_CHECKS: dict[str, Check] = {"wallets, escrow items and claims": _rows, "held escrow": _held}

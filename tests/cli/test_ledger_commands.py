@@ -323,7 +323,7 @@ def test_to_ask_and_to_repair_at_once_is_refused(command: Command, url: str, pla
     tamper(played.database, "UPDATE user_wallets SET available = 36")
     damaged = played.snapshot()
     outcome = command("rebuild", "--check", "--apply", "--database", url)
-    assert (outcome.status, outcome.out) == (1, "")
+    assert (outcome.status, outcome.out) == (2, "")
     assert played.snapshot() == damaged
 
 
@@ -517,7 +517,7 @@ def test_a_statement_as_csv_of_nobody_is_its_header_alone(command: Command, sqli
         (("verify",), 2),
         (("verify", "--json"), 2),
         (("rebuild",), 1),
-        (("rebuild", "--check"), 1),
+        (("rebuild", "--check"), 2),
         (("rebuild", "--apply"), 1),
         (("export", "ledger.jsonl"), 1),
         (("statement", "user:ana", "--csv"), 1),

@@ -228,6 +228,8 @@ def test_an_evening_that_was_only_played_has_no_finding(played: Played) -> None:
     assert findings(played, head=played.head, progress=checks.append) == []
     assert sorted(checks) == [
         "accounts and versions",
+        "beginnings of escrow items",
+        "deposits",
         "ends of escrow items",
         "entries",
         "held escrow",
@@ -349,7 +351,6 @@ def a_whole_credit_made_larger(p: Played) -> Any:
 def a_balance(p: Played) -> Any:
     return [p.entry("hold 2", "available", balance_after=61)], [
         ("balance_sum", p.of_entry("hold 2", "available"), 60, 61),
-        ("balance_gap", p.of_entry("hold 4", "available"), 61, 60),
         p.broken("hold 2"),
     ]
 
@@ -848,7 +849,6 @@ def a_second_end_of_one_hold(p: Played) -> Any:
             1,
             2,
         ),
-        ("escrow_item_differs", of_item(p, "1"), {"status": "refunded"}, {"status": "settled"}),
         ("escrow_balance", ANA, 5, 0),
     ]
 
