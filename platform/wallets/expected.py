@@ -14,6 +14,7 @@ from sqlalchemy import (
     and_,
     case,
     cast,
+    exists,
     func,
     literal,
     null,
@@ -110,19 +111,25 @@ class Holds(NamedTuple):
 
 
 def _holds(key: dict[str, str]) -> Holds:
-    hold, end = TRANSACTIONS.alias("began"), TRANSACTIONS.alias("ended")
+    hold, end = _first(BEGINNING, key, "began"), _first(ENDING, key, "ended")
     held, to_model, to_user = ENTRIES.alias("held"), ENTRIES.alias("to_model"), ENTRIES.alias("to_user")
-    begins, ends = (_several(operations, key).subquery() for operations in (BEGINNING, ENDING))
-    first_end = end.c.transaction_id == func.coalesce(ends.c.first, end.c.transaction_id)
+    several = _several(BEGINNING, key).subquery("several")
     joined = (
         hold.join(held, _entry_of(held, hold, Bucket.ESCROW))
-        .outerjoin(begins, _of_item(begins, hold))
-        .outerjoin(ends, _of_item(ends, hold))
-        .outerjoin(end, and_(_of_item(end, hold), end.c.operation.in_(ENDING), first_end))
+        .outerjoin(several, _of_item(several, hold))
+        .outerjoin(end, _of_item(end, hold))
         .outerjoin(to_model, _entry_of(to_model, end, Bucket.EARNED))
         .outerjoin(to_user, _entry_of(to_user, end, Bucket.AVAILABLE))
     )
-    return Holds(hold, held, end, to_model, to_user, begins, joined)
+    return Holds(hold, held, end, to_model, to_user, several, joined)
+
+
+def _first(operations: Sequence[str], key: dict[str, str], name: str) -> FromClause:
+    """What began holds, or ended them; of several of one hold the first."""
+    several = _several(operations, key).subquery()
+    # As an anti-join: of a comparison with what may be NULL the planner would expect few rows, and loop.
+    later = exists().where(_of_item(several, TRANSACTIONS), several.c.first < TRANSACTIONS.c.transaction_id)
+    return select(TRANSACTIONS).where(*_of_key(operations, key), ~later).subquery(name)
 
 
 def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
@@ -149,11 +156,7 @@ def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
         "processed_at": end.c.occurred_at,
         "expires_at": cast(null(), UtcDateTime()),
     }
-    first = hold.c.transaction_id == func.coalesce(of.several.c.first, hold.c.transaction_id)
     statement = select(*(columns[column.key].label(column.key) for column in ESCROW_ITEMS.c)).select_from(of.joined)
-    statement = statement.where(hold.c.operation.in_(BEGINNING), first)
-    if key:
-        statement = statement.where(hold.c.escrow_id == key["escrow_id"], hold.c.owner_id == key["owner_id"])
     if since:
         newer = (_sealed_after(each.c.transaction_id, since) for each in (hold, end))
         statement = statement.where(or_(*newer))
@@ -163,11 +166,13 @@ def _expected_items(key: dict[str, str], since: int) -> Select[Any]:
 def _several(operations: Sequence[str], key: dict[str, str]) -> Select[Any]:
     """The escrow items that several transactions began, or ended: each with the first of these."""
     item = (TRANSACTIONS.c.escrow_id, TRANSACTIONS.c.owner_id)
-    statement = select(*item, func.min(TRANSACTIONS.c.transaction_id).label("first"))
-    statement = statement.where(
-        TRANSACTIONS.c.operation.in_(operations), *(TRANSACTIONS.c[n] == v for n, v in key.items())
-    )
+    statement = select(*item, func.min(TRANSACTIONS.c.transaction_id).label("first")).where(*_of_key(operations, key))
     return statement.group_by(*item).having(func.count() > 1)
+
+
+def _of_key(operations: Sequence[str], key: dict[str, str]) -> list[ColumnElement[bool]]:
+    mine = (TRANSACTIONS.c[name] == value for name, value in key.items())
+    return [TRANSACTIONS.c.operation.in_(operations), *mine]
 
 
 def _of_item(of: FromClause, hold: FromClause) -> ColumnElement[bool]:
@@ -211,8 +216,7 @@ def _expected_claims(key: dict[str, str], since: int) -> Select[Any]:
     statement = statement.join_from(TRANSACTIONS, ENTRIES, credited).where(TRANSACTIONS.c.operation.in_(CLAIMING))
     twice = claimed_twice().subquery()
     claimed = and_(twice.c.source == columns["source"], twice.c.reference == columns["reference"])
-    first = TRANSACTIONS.c.transaction_id == func.coalesce(twice.c.first, TRANSACTIONS.c.transaction_id)
-    statement = statement.outerjoin(twice, claimed).where(first)
+    statement = statement.where(~exists().where(claimed, twice.c.first < TRANSACTIONS.c.transaction_id))
     if key:
         statement = statement.where(*(columns[name] == value for name, value in key.items()))
     if since:
