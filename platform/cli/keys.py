@@ -22,7 +22,7 @@ from ..queue.models import keys_of_file, read_key_file
 from ..queue.service import AUDIENCE, ISSUER, TIMES
 from ..wallets import QueueAuthorization
 from ..wallets.authorization import MAX_TOKEN_LENGTH, action_fields, claimed_time, compact_form
-from .terminal import Refusal, console
+from .terminal import JsonOption, Refusal, console
 
 OWN, EVERYBODY = 0o600, 0o644
 NAME_WIDTH = 17
@@ -78,7 +78,7 @@ def show(
     ] = None,
     issuer: Annotated[str, typer.Option(metavar="NAME", help="whose tokens the keys are for")] = ISSUER,
     audience: Annotated[str, typer.Option(metavar="NAME", help="for whom")] = AUDIENCE,
-    as_json: Annotated[bool, typer.Option("--json", help="as one JSON object")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Header and claims of a token, when it is valid, and which keys accept it now. The token itself is not shown."""
     read = _read(sys.stdin.read(MAX_TOKEN_LENGTH + 2) if text == "-" else text)

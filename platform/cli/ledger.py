@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -25,9 +26,10 @@ from ..wallets.rebuild import MOST_DRIFTS, Drift, drifts, put_right, restore
 from ..wallets.verify import check_names, verify
 from .databases import DatabaseOption, existing_database, prepared_database
 from .known import Acceptance, AcceptOption, ByOption, KnownOption, ReasonOption
-from .terminal import Refusal, console, print_json
+from .terminal import JsonOption, Refusal, console, print_json
 
 SIGNED_FOR = "ledger-head"
+DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 commands = typer.Typer()
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines; compressed if it ends in .gz")]
@@ -72,7 +74,7 @@ def verify_command(
     accept: AcceptOption = None,
     by: ByOption = None,
     reason: ReasonOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object with a list of findings")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check all invariants, the log and its chain, and that wallets and escrow items are what the ledger says."""
     if signed_by is not None and head is None:
@@ -103,7 +105,7 @@ def rebuild(
     check: Annotated[bool, typer.Option("--check", help="only say whether anything differs")] = False,
     repair: Annotated[bool, typer.Option("--apply", help="put each row right, under its lock")] = False,
     known: KnownOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object with a list of rows")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compute wallets and escrow items from the ledger, and say what has drifted; with --apply, put it right."""
     if check and repair:
@@ -252,10 +254,10 @@ def _head(text: str, signed_by: Path | None) -> LogHead:
             return LogHead(position=claims["position"], hash=claims["hash"])
         except (jwt.PyJWTError, KeyError):
             raise Refusal(f"the head is not signed by {signed_by}") from None
-    position, _, digest = text.partition(":")
-    if not (position.isascii() and position.isdigit() and len(position) < 16 and len(digest) == 64):
+    position, _, digest = text.strip().partition(":")
+    if not (position.isascii() and position.isdigit() and len(position) < 16 and DIGEST.fullmatch(digest)):
         raise Refusal("a head looks like 42:1f3a…, with 64 hexadecimal digits; for a signed one give --signed-by")
-    return LogHead(position=int(position), hash=digest)
+    return LogHead(position=int(position), hash=digest.lower())
 
 
 @contextmanager

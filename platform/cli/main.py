@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from importlib import metadata
 from random import randrange
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -22,13 +23,20 @@ from . import keys, schema, tables
 from .databases import FORMS, VARIABLE, DatabaseOption, existing_database, prepared_database
 from .demo import evening
 from .ledger import commands
-from .terminal import Refusal, console, report_books, run, show
+from .terminal import JsonOption, Refusal, console, print_json, report_books, run, show
 
 AGE = re.compile(r"([0-9]{1,9})([smhd])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 COULD_NOT_RUN = 2  # where 1 is an answer: there are findings, rows differ, something is missing
 ANSWERING = {"verify", "schema"}
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"points-platform {metadata.version('points-platform')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     add_completion=False,
@@ -37,6 +45,15 @@ app = typer.Typer(
     epilog=f"A command on a database takes --database URL after its name, or (not demo) {VARIABLE} of the environment: "
     f"{FORMS}.",
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="print the version")
+    ] = False,
+) -> None:
+    pass
 
 
 app.add_typer(commands)
@@ -103,6 +120,7 @@ def balance(
         datetime | None,
         typer.Option(parser=_time_or_age, metavar="TIME|AGE", show_default=False, help="as of then"),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """What a user has available and in escrow, or what a model has earned; now, or as of a time."""
     kind, _, name = owner.partition(":")
@@ -118,7 +136,10 @@ def balance(
         else:
             sums = {"earned": _readable_wallets(opened).get_model_balance(name, currency).earned}
     total = {"total": sum(sums.values())} if kind == "user" else {}
-    show(tables.amounts(owner, [(currency, sums | total)], first="currency"))
+    if as_json:
+        print_json({"owner": owner, "currency": currency, **sums, **total})
+    else:
+        show(tables.amounts(owner, [(currency, sums | total)], first="currency"))
 
 
 @app.command(epilog="Example: points-platform escrows --held-before 2h --database sqlite:///points.db")
@@ -141,6 +162,7 @@ def escrows(
     ] = None,
     limit: LimitOption = 50,
     after: AfterOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Holds and what became of them, oldest first; also the stuck ones. Give at least one filter."""
     if all(given is None for given in (user, queue_item, status, held_before)):
@@ -154,6 +176,9 @@ def escrows(
             limit=limit,
             after=after,
         )
+    if as_json:
+        print_json({"items": [tables.plain(item) for item in page.items], "next": page.next})
+        return
     show(tables.escrows("escrow items", page.items))
     _hint(page.next)
 
@@ -183,26 +208,22 @@ def statement(
     newest_first: Annotated[bool, typer.Option("--newest-first/--oldest-first", help="the order of the lines")] = True,
     limit: LimitOption = 50,
     after: AfterOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """What happened to an owner's points, line by line; platform:issuer is where all of them come from."""
+    if as_csv and as_json:
+        raise Refusal("--csv or --json, not both")
     with existing_database(database) as opened:
-        read = partial(
-            LedgerService(opened).entries,
-            owner,
-            currency,
-            bucket=bucket,
-            operation=operation,
-            reason=reason,
-            escrow_id=escrow_item,
-            queue_item_id=queue_item,
-            request_id=request,
-            since=since,
-            until=until,
-        )
+        which: dict[str, Any] = {"bucket": bucket, "operation": operation, "reason": reason, "escrow_id": escrow_item}
+        which |= {"queue_item_id": queue_item, "request_id": request, "since": since, "until": until}
+        read = partial(LedgerService(opened).entries, owner, currency, **which)
         if as_csv:
             tables.write_csv(_all_lines(read))
             return
         page = read(newest_first=newest_first, limit=limit, after=after)
+    if as_json:
+        print_json({"lines": [tables.plain(line) for line in page.items], "next": page.next})
+        return
     show(tables.statement(f"{owner} ({currency})", page.items))
     _hint(page.next)
 
@@ -216,12 +237,17 @@ def earnings(
     timezone: Annotated[str, typer.Option(metavar="ZONE", help="whose days, weeks and months")] = "UTC",
     since: Annotated[datetime, _moment("from the period of that time on; else 30 days ago")] = "30d",  # type: ignore[assignment]
     until: Annotated[datetime, _moment("up to the period of that time; else now")] = "0s",  # type: ignore[assignment]
+    as_json: JsonOption = False,
 ) -> None:
     """What a model has earned per day, week or month of a time zone."""
     with existing_database(database) as opened:
         periods = LedgerService(opened).earnings(
             model, currency, period=per, timezone=timezone, since=since, until=until
         )
+    if as_json:
+        told = [tables.plain(period) for period in periods]
+        print_json({"model": model, "currency": currency, "per": per, "timezone": timezone, "periods": told})
+        return
     zone = ZoneInfo(timezone)
     rows = [(f"{period.start.astimezone(zone):%Y-%m-%d}", {"earned": period.earned}) for period in periods]
     show(tables.amounts(f"model:{model} ({currency})", rows, first=f"{per} ({timezone})"))

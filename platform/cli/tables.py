@@ -1,17 +1,22 @@
 """The tables that the commands print: numbers to the right, ids whole, the rows of the usual data in 80 columns."""
 
 import csv
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..ledger.models import StatementLine
+from ..ledger.models import EarningsPeriod, StatementLine
 from ..wallets import EscrowItem
+
+# What a spreadsheet computes instead of showing it, also in the letters of East Asian keyboards.
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def amounts(title: str, rows: Iterable[tuple[str, Mapping[str, int]]], *, first: str) -> Table:
@@ -38,13 +43,30 @@ def statement(title: str, lines: Iterable[StatementLine]) -> Table:
     return table
 
 
+def plain(value: EscrowItem | StatementLine | EarningsPeriod) -> dict[str, Any]:
+    """What ``--json`` prints of it: all its fields, metadata as the object that it is."""
+    told = {field.name: getattr(value, field.name) for field in fields(value)}
+    if "metadata_json" in told:
+        text = told.pop("metadata_json")
+        told["metadata"] = None if text is None else json.loads(text)
+    return told
+
+
 def write_csv(lines: Iterable[StatementLine]) -> None:
-    """The lines of a statement on stdout, a column for each of their fields."""
+    """The lines of a statement on stdout, a column for each of their fields.
+
+    A text that a spreadsheet would take for a formula has an apostrophe before it; ``--json`` has it as it is.
+    """
     names = [field.name for field in fields(StatementLine)]
     writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        writer.writerow({**vars(line), "posted_at": line.posted_at.isoformat()})
+        cells = {**vars(line), "posted_at": line.posted_at.isoformat()}
+        writer.writerow({name: _harmless(cell) for name, cell in cells.items()})
+
+
+def _harmless(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
 
 def escrows(title: str, items: Iterable[EscrowItem]) -> Table:

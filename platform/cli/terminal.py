@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ UNBOUNDED = 100_000
 
 # Ids come from outside: nothing in them is markup. A line is never broken, so that it can be searched for.
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="as one JSON object")]
 
 
 class Refusal(typer.TyperException):

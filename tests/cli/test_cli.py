@@ -1,5 +1,6 @@
 """The command ``points-platform``: what it prints, and that whatever goes wrong is one line and the status 1."""
 
+import json
 import os
 import re
 import sqlite3
@@ -8,12 +9,14 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from freezegun import freeze_time
 from sqlalchemy import create_engine, inspect, text
+from typer.main import get_command
 
 from points_platform.cli import main as cli
 from points_platform.cli.demo import evening
@@ -483,6 +486,78 @@ def test_a_reader_that_has_gone_is_no_error(sqlite_url: str) -> None:
         for arguments in (("balance", "user:ana", "--database", sqlite_url), ("demo",), ("--help",)):
             done = subprocess.run([COMMAND, *arguments], stdout=nobody_reads, stderr=subprocess.PIPE, timeout=60)
             assert done.stderr == b"", arguments
+
+
+def test_every_command_that_reads_answers_as_json_too(command: Command, world: World, url: str) -> None:
+    world.credit(amount=100)
+    settled = world.hold(amount=30, metadata={"title": "Für Elise"})
+    world.settle(settled.escrow_id, 30)
+    held = world.hold(amount=5)
+
+    def told(*arguments: str) -> Any:
+        return json.loads(command(*arguments, "--json", "--database", url).succeeded().out)
+
+    assert told("balance", "user:ana") == {
+        "owner": "user:ana",
+        "currency": "points",
+        "available": 65,
+        "escrow": 5,
+        "total": 70,
+    }
+    assert told("balance", "user:ana", "--at", "1h")["total"] == 0
+    assert told("balance", "model:luna") == {"owner": "model:luna", "currency": "points", "earned": 30}
+    page = told("escrows", "--user", "ana", "--limit", "1")
+    (item,) = page["items"]
+    of = world.wallets.get_escrow(settled.escrow_id)
+    assert (item["escrow_id"], item["status"], item["metadata"]) == (of.escrow_id, "settled", {"title": "Für Elise"})
+    assert item["created_at"] == of.created_at.isoformat()
+    following = told("escrows", "--user", "ana", "--limit", "1", "--after", page["next"])
+    assert [each["escrow_id"] for each in following["items"]] == [held.escrow_id]
+    assert following["next"] is None
+    lines = told("statement", "user:ana", "--oldest-first", "--bucket", "available")["lines"]
+    assert [(line["operation"], line["amount"]) for line in lines] == [("credit", 100), ("hold", -30), ("hold", -5)]
+    earned = told("earnings", "luna", "--since", "0s", "--per", "month")
+    assert (earned["model"], earned["periods"][-1]["earned"]) == ("luna", 30)
+    assert told("rebuild") == {"rows": []}
+    assert told("verify") == {"findings": []}
+    refused = command("statement", "user:ana", "--csv", "--json", "--database", url).refused()
+    assert "--csv or --json" in refused
+
+
+def test_every_command_on_a_database_that_only_reads_has_json(command: Command) -> None:
+    for name, each in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        options = {option for parameter in each.params for option in parameter.opts}
+        if "--database" in options:
+            assert ("--json" in options) == (name not in {"demo", "seal", "export", "import"}), name
+
+
+# ── what is installed ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_version_is_the_one_that_is_installed() -> None:
+    assert spawn("--version").succeeded().out == f"points-platform {metadata.version('points-platform')}\n"
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_a_line_says_what_to_install(missing: str) -> None:
+    program = (
+        "import sys; sys.modules[sys.argv.pop()] = None; from points_platform.cli import command; sys.exit(command())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, missing], capture_output=True, text=True, timeout=60)
+    said = "error: the command line needs its extra: pip install 'points-platform[cli]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+def test_anything_else_that_is_missing_is_not_taken_for_the_extra() -> None:
+    program = "import sys; sys.modules['sqlalchemy'] = None; from points_platform.cli import command; command()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "sqlalchemy" in done.stderr
+
+
+def test_the_installed_command_is_the_one_that_looks_for_its_extra() -> None:
+    (script,) = (each for each in metadata.entry_points(group="console_scripts") if each.name == "points-platform")
+    assert script.value == "points_platform.cli:command"
 
 
 # ── help and failures ─────────────────────────────────────────────────────────────────────────────

@@ -4,8 +4,9 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from sqlalchemy import create_engine, text
 
 from points_platform.cli import main as cli
+from points_platform.cli import tables
 from points_platform.core import Database
 from points_platform.ledger import LedgerService
 from points_platform.wallets.verify import verify
@@ -155,6 +157,12 @@ def test_a_signed_head_still_finds_what_was_cut_off(command: Command, url: str, 
     assert outcome.out.startswith("log_cut position=8: expected ")
 
 
+def test_a_head_that_was_written_down_in_capitals_is_the_same(command: Command, url: str, played: World) -> None:
+    head = str(played.ledger.seal().head)
+    for given in (head.upper(), f" {head}\n"):
+        assert "nothing found" in command("verify", "--head", given, "--database", url).succeeded()
+
+
 @pytest.mark.parametrize("which", ["missing", "garbage", "public", "rsa", "folder", "empty", "short"])
 def test_seal_signs_with_an_ed25519_private_key_only(
     command: Command, sqlite_url: str, tmp_path: Path, which: str
@@ -231,6 +239,7 @@ WRONG_OPTIONS = [
     ("--head", f"-1:{'f' * 64}"),
     ("--head", f"x:{'f' * 64}"),
     ("--head", f"²:{'f' * 64}"),
+    ("--head", f"8:{'g' * 64}"),
     ("--head", f"{'9' * 30}:{'f' * 64}"),
     ("--head", f"8:{'f' * 64}", "--signed-by", "missing.pem"),
     ("--unknown",),
@@ -325,6 +334,31 @@ def test_to_ask_and_to_repair_at_once_is_refused(command: Command, url: str, pla
     outcome = command("rebuild", "--check", "--apply", "--database", url)
     assert (outcome.status, outcome.out) == (2, "")
     assert played.snapshot() == damaged
+
+
+def test_to_differ_and_not_to_run_are_told_apart(command: Command, url: str, played: World, tmp_path: Path) -> None:
+    check = ("rebuild", "--check", "--database")
+    assert command(*check, url).status == 0
+    tamper(played.database, "UPDATE user_wallets SET available = 36")
+    assert command(*check, url).status == 1
+    (tmp_path / "text.db").write_bytes(b"no database " * 1000)
+    for other in (f"sqlite:///{tmp_path}/none.db", f"sqlite:///{tmp_path}/text.db", "nonsense"):
+        command(*check, other).refused(2)
+    command("rebuild", "--check", "--nonsense", "--database", url).refused(2)
+
+
+def test_what_rebuild_finds_and_does_is_told_as_json(command: Command, url: str, played: World) -> None:
+    tamper(played.database, "UPDATE user_wallets SET available = 36")
+    for way, status in ((("--check",), 1), ((), 0)):
+        outcome = command("rebuild", *way, "--json", "--database", url)
+        assert outcome.status == status
+        (row,) = json.loads(outcome.out)["rows"]
+        assert (row["table"], row["key"]) == ("user_wallets", {"owner_id": "user:ana", "currency": "points"})
+        assert (row["expected"]["available"], row["found"]["available"]) == (45, 36)
+    done = json.loads(command("rebuild", "--apply", "--json", "--database", url).succeeded())
+    assert [row["table"] for row in done["repaired"]] == ["user_wallets"]
+    assert done["left"] == []
+    assert json.loads(command("rebuild", "--check", "--json", "--database", url).succeeded()) == {"rows": []}
 
 
 def test_nothing_is_repaired_from_a_damaged_ledger(command: Command, url: str, played: World) -> None:
@@ -497,6 +531,30 @@ def test_a_statement_as_csv_has_every_line_oldest_first(
         io.StringIO(command("statement", "model:luna", "--bucket", "earned", "--csv", "--database", url).succeeded())
     )
     assert [row["amount"] for row in only] == ["30", "20"]
+
+
+def test_no_cell_of_a_csv_is_a_formula(command: Command, url: str, database: Database) -> None:
+    """Keys and queue items come from outside, and a spreadsheet would compute them."""
+    world = World(database)
+    world.credit(idempotency_key="=1+1", request_id="+1")
+    world.hold(amount=30, queue_item_id='@SUM(1;"x")', idempotency_key="-2", request_id="\uff1d1")
+    rows = list(csv.DictReader(io.StringIO(command("statement", "user:ana", "--csv", "--database", url).succeeded())))
+    assert [row["idempotency_key"] for row in rows] == ["'=1+1", "'-2", "'-2"]
+    assert [row["request_id"] for row in rows] == ["'+1", "'\uff1d1", "'\uff1d1"]
+    assert [row["queue_item_id"] for row in rows] == ["", """'@SUM(1;"x")""", """'@SUM(1;"x")"""]
+    assert sorted(row["amount"] for row in rows[1:]) == ["-30", "30"], "an amount is a number"
+    told = json.loads(command("statement", "user:ana", "--json", "--oldest-first", "--database", url).succeeded())
+    assert [line["idempotency_key"] for line in told["lines"]] == ["=1+1", "-2", "-2"], "JSON has it as it is"
+
+
+@pytest.mark.parametrize("text", ["\tx", "\rx", "\nx", "=x", "+x", "-x", "@x", "\uff0bx", "\uff0dx", "\uff20x"])
+def test_every_beginning_of_a_formula_is_made_harmless(
+    played: World, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    line = played.ledger.entries("user:ana", "points").items[0]
+    tables.write_csv([replace(line, reason=text)])
+    _, _, row = capsys.readouterr().out.partition("\n")
+    assert re.search(f""",100,.*,"?'{re.escape(text)}"?,""", row)
 
 
 def test_a_statement_as_csv_of_nobody_is_its_header_alone(command: Command, sqlite_url: str) -> None:
