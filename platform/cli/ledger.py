@@ -149,8 +149,13 @@ def _repair(database: Database, accepted: Acceptance, *, as_json: bool) -> None:
 
 
 @commands.command("export", epilog="Example: points-platform export ledger.jsonl.gz --database sqlite:///points.db")
-def export_command(file: FileArgument, database: DatabaseOption = None) -> None:
+def export_command(
+    file: FileArgument,
+    database: DatabaseOption = None,
+    force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
+) -> None:
     """Seal, then write the whole log: a line for each transaction, at the end the count and the head."""
+    _check_free(file, force=force)
     with existing_database(database, writing=True) as opened, progress() as show:
         sealed = LedgerService(opened).seal(progress=lambda count: show(f"{count:,} transactions sealed"))
         if sealed.waiting:
@@ -159,10 +164,18 @@ def export_command(file: FileArgument, database: DatabaseOption = None) -> None:
         try:
             with _writing(unfinished, compressed=file.suffix == ".gz") as text:
                 head = export_log(opened, text, progress=lambda at: show(f"{at:,} transactions written"))
+            _check_free(file, force=force)  # it may have come meanwhile
             unfinished.replace(file)
         finally:
             unfinished.unlink(missing_ok=True)
     console.print(f"{head.position:,} transactions in {file}; the head is {head}")
+
+
+def _check_free(file: Path, *, force: bool) -> None:
+    if file.is_dir():
+        raise Refusal(f"{file} is a folder; name a file in it")
+    if not force and (file.exists() or file.is_symlink()):
+        raise Refusal(f"{file} is there already, and may be the only copy of an earlier export; --force replaces it")
 
 
 @commands.command("import", epilog="Example: points-platform import ledger.jsonl.gz --database sqlite:///copy.db")

@@ -44,6 +44,13 @@ def shown(value: object) -> str:
         return _printable(f"<{type(value).__name__}>")
 
 
+def one(kind: type) -> str:
+    """What a thing of this type is called, with its article: a ``UserCreditRequest``, an ``int``."""
+    # As in "a user", the letter is not what is heard.
+    an = kind.__name__.lower().startswith(("a", "e", "i", "o"))
+    return f"{'an' if an else 'a'} {kind.__name__}"
+
+
 def plain(value: object) -> Any:
     """``None``, bool, int, finite float or text, or lists and dicts of these; whatever else it is, as short text.
 

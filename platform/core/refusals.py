@@ -4,6 +4,8 @@ It stands at the bottom of the house, since whoever calls anything above may hav
 a class here and its name in ``__all__``.
 """
 
+from typing import Any
+
 from .errors import WalletError
 
 __all__ = [
@@ -28,6 +30,11 @@ AUTHORIZATION_ADVICE = {
     "not_yet_valid": "compare the clocks of the queue and of the wallets; the leeway is what they may differ by",
     "issuer": "queue and wallets must be given the same issuer",
     "audience": "queue and wallets must be given the same audience",
+    "missing": "there is none; take the one that the queue has signed for exactly this action",
+    "malformed": (
+        "it is no token as the queue writes them: three parts of letters, digits, - and _, with dots between, and "
+        "claims of their own types"
+    ),
     "envelope_mismatch": "take the envelope as the queue made it, or from the token by from_token()",
 }
 
@@ -46,10 +53,14 @@ class InvalidAuthorizationError(WalletError):
     http_status = 403
     template = "the authorization is refused ({cause})"
 
+    def __init__(self, *, advice: str | None = None, **details: Any) -> None:
+        self._advice = advice
+        super().__init__(**details)
+
     def _template(self) -> str:
         about = "".join(f", {name} {{{name}}}" for name in ("claim", "kid") if name in self.details)
-        advice = AUTHORIZATION_ADVICE.get(str(self.details["cause"]), "the queue must sign one for exactly this action")
-        return f"the authorization is refused ({{cause}}{about}); {advice}"
+        usual = AUTHORIZATION_ADVICE.get(str(self.details["cause"]), "the queue must sign one for exactly this action")
+        return f"the authorization is refused ({{cause}}{about}); {self._advice or usual}"
 
 
 class IdempotencyConflictError(WalletError):
@@ -71,8 +82,18 @@ class IdempotencyConflictError(WalletError):
         "as configured here: name {recorded} for its answer, since with another key it would happen twice"
     )
 
+    template_of_reference = (
+        "idempotency key {key} has carried out a deposit with other values of {fields}; send that one unchanged for "
+        "its answer; another payment takes a key of its own, made of its source and reference, and is credited once "
+        "whatever the key"
+    )
+
     def _template(self) -> str:
-        return self.template_of_currency if "meant" in self.details else self.template
+        if "meant" in self.details:
+            return self.template_of_currency
+        fields = self.details.get("fields")
+        of_payment = isinstance(fields, tuple) and ("source" in fields or "reference" in fields)
+        return self.template_of_reference if of_payment else self.template
 
 
 class DepositConflictError(WalletError):
@@ -80,15 +101,25 @@ class DepositConflictError(WalletError):
 
     code = "deposit_conflict"
     http_status = 409
-    template = "{reference} of {source} was deposited with other values of {fields}; a reference is credited once"
+    template = (
+        "{reference} of {source} was deposited with other values of {fields}; a reference is credited once, also under "
+        "another key: look up what it was credited as, and if that was wrong, put it right by an operation of its own"
+    )
 
 
 class EscrowNotFoundError(WalletError):
-    """This user has no such escrow item. ``details``: escrow_id."""
+    """There is no such escrow item, or none of the user who was named. ``details``: escrow_id."""
 
     code = "escrow_not_found"
     http_status = 404
-    template = "there is no escrow item {escrow_id} of this user"
+    template = "there is no escrow item {escrow_id}"
+
+    def __init__(self, *, of_user: bool = True, **details: Any) -> None:
+        self._whose = " of this user" if of_user else ""
+        super().__init__(**details)
+
+    def _template(self) -> str:
+        return self.template + self._whose
 
 
 class EscrowAlreadyProcessedError(WalletError):

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 from ..core.errors import InvalidRequestError
-from ..core.values import check_identifier, plain_string
+from ..core.values import MAX_ID_LENGTH, check_identifier, plain_string
 
 
 class Bucket(StrEnum):
@@ -44,6 +44,7 @@ _WITH_WALLETS = tuple(f"{kind}:" for kind in WALLETS)
 ISSUER = Account("platform:issuer", Bucket.ISSUED)
 REVENUE = Account("platform:revenue", Bucket.REVENUE)
 PLATFORM = (ISSUER, REVENUE)
+_OWNERS = (*_WITH_WALLETS, "platform:")
 
 
 def user_owner(user_id: str) -> str:
@@ -71,17 +72,31 @@ def has_wallet(account_id: str) -> bool:
     return account_id.startswith(_WITH_WALLETS)
 
 
+def check_name(field: str, value: Any) -> str:
+    """What a user or a model is called: an identifier that does not begin as an owner of the ledger does.
+
+    ``user_id="user:ana"`` would be another user than ``ana``, with a wallet that nobody looks for.
+    """
+    text = check_identifier(field, value)
+    if text.startswith(_OWNERS):
+        expected = f"the id alone, as in {name_of(text) or 'ana'!r}; what the ledger puts before it is not a part of it"
+        raise InvalidRequestError(field=field, value=text, expected=expected)
+    return text
+
+
 def check_owner(field: str, value: Any) -> str:
-    """The owner of a wallet: ``user:`` or ``model:``, and an identifier."""
+    """The owner of a wallet: ``user:`` or ``model:``, and what it is called."""
     text = plain_string(value) or ""
-    if not has_wallet(text):
-        expected = " or ".join(f"{kind}:…" for kind in WALLETS)
-        raise InvalidRequestError(field=field, value=value, expected=f"{expected}, with an identifier")
-    check_identifier(field, name_of(text))
+    if not has_wallet(text) or not name_of(text):
+        kinds = " or ".join(f"{kind}:…" for kind in WALLETS)
+        expected = f"{kinds}, with an identifier of 1 to {MAX_ID_LENGTH} printable characters"
+        raise InvalidRequestError(field=field, value=value, expected=expected)
+    check_name(field, name_of(text))
     return text
 
 
 Owner = Annotated[str, check_owner]
+Name = Annotated[str, check_name]
 
 
 def available(user_id: str) -> Account:

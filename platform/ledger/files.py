@@ -84,12 +84,12 @@ def _passed_over(database: Database, entries: Iterator[LogEntry]) -> LogHead:
     with database.read() as connection:
         present = log_store.head(connection)
         if log_store.unsealed(connection, "", 1):
-            raise _other_ledger("a ledger with transactions that are not sealed")
+            raise _other_ledger("one in use: its ledger has transactions of its own")
     reached = GENESIS
     for entry in islice(entries, present.position):
         reached = LogHead(position=entry.position, hash=entry.hash)
     if reached != present:
-        raise _other_ledger(f"a ledger whose log has come to {present}")
+        raise _other_ledger(f"one in use: its log is another one, with {present.position} transactions")
     return reached
 
 
@@ -179,7 +179,9 @@ def _value(name: str, value: Any) -> Any:
 
 def _other_ledger(value: str) -> InvalidRequestError:
     return InvalidRequestError(
-        field="database", value=value, expected="empty, or left by an interrupted import of this log"
+        field="database",
+        value=value,
+        expected="a new one, or one that an interrupted import of this very file has left",
     )
 
 

@@ -23,7 +23,7 @@ from ..core.values import (
     plain_string,
 )
 from . import store
-from .accounts import PLATFORM, WALLETS, Account, accounts_of, earned, has_wallet
+from .accounts import PLATFORM, WALLETS, Account, accounts_of, check_name, earned, has_wallet
 from .models import EarningsPeriod, LedgerTransaction, StatementLine
 from .periods import period_edges
 from .sealing import LedgerLog
@@ -172,7 +172,7 @@ class LedgerService(LedgerLog):
         at most 1000. ``timezone`` is a name of the IANA database. Raises ``InvalidRequestError``,
         ``StorageUnavailableError``.
         """
-        account = earned(check_identifier("model_id", model_id))
+        account = earned(check_name("model_id", model_id))
         currency = check_code("currency", currency)
         edges = period_edges(period, timezone, check_time("since", since), check_time("until", until))
         asked = partial(store.earned_between, account=account, currency=currency, edges=edges)

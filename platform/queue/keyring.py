@@ -35,8 +35,9 @@ class KeyFile:
 
     It is looked at where a token is verified, at most every ``check_every``, and at once where a token names a
     key that is not there (at most once a second). While it cannot be read, is no regular file, or holds
-    something else, the keys that were there before stay, and a warning says why. Replace it by renaming
-    another file onto it. Raises ``InvalidRequestError`` for a ``check_every`` that is no timedelta from 0.
+    something else, the keys that were there before stay, and a warning says why. A private key is something
+    else: a verifier needs none. Replace it by renaming another file onto it. Raises ``InvalidRequestError``
+    for a ``check_every`` that is no timedelta from 0.
     """
 
     path: str | os.PathLike[str]
@@ -107,7 +108,7 @@ class KeyRing:
         with self._lock:
             own = own or self._set.own
             content = None if file is None else _content(file)
-            accepted = given if content is None else keys_of_file(content)
+            accepted = given if content is None else _public_keys(content)
             self._set = _set_of(_others(accepted, own) if published else accepted, own)
             self._file, self._content, self._complaint = file, content, ""
             self._read_at, self._missed_at = monotonic(), None
@@ -126,7 +127,7 @@ class KeyRing:
             content = _content(file)
             if content != self._content:
                 own = self._set.own
-                self._set, self._content = _set_of(_others(keys_of_file(content), own), own), content
+                self._set, self._content = _set_of(_others(_public_keys(content), own), own), content
                 say(log, logging.INFO, "keys read from %s: %s", shown_place(file.path), ", ".join(self._set.by_kid))
             self._complaint = ""
         except InvalidRequestError as error:
@@ -151,6 +152,15 @@ def one_key(key: AuthorizationKey | KeyMaterial) -> AuthorizationKey:
 def _is_over(pause: timedelta, since: float) -> bool:
     # A clock that was frozen by somebody's test may stand anywhere, and must not put the next look off for years.
     return not 0 <= monotonic() - since < pause.total_seconds()
+
+
+def _public_keys(content: bytes) -> tuple[AuthorizationKey, ...]:
+    """The keys of a file that is read to verify: whoever can read a private one there could sign."""
+    keys = keys_of_file(content)
+    if any(key.algorithm != "HS256" and key.signing is not None for key in keys):
+        expected = "a file of public keys; the private one is for the queue alone, as AuthorizationKey.from_file(path)"
+        raise InvalidRequestError(field="key", value="a file with a private key", expected=expected)
+    return keys
 
 
 def _content(file: KeyFile) -> bytes:

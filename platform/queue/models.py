@@ -17,6 +17,7 @@ from jwt import InvalidKeyError, get_algorithm_by_name
 from jwt.algorithms import HMACAlgorithm
 
 from ..core.errors import InvalidRequestError
+from ..core.plain import one
 from ..core.values import check_identifier, plain_string
 from . import jwk
 from .jwk import PrivateKey, PublicKey
@@ -77,7 +78,7 @@ class AuthorizationKey:
         """An HS256 key of a secret of at least 32 bytes, whatever it looks like; a key in PEM or JSON is none."""
         plain = _plain(material)
         if not isinstance(plain, bytes):
-            raise _refused(f"a {type(material).__name__}", f"a secret of at least {MIN_SECRET_BYTES} bytes")
+            raise _refused(one(type(material)), f"a secret of at least {MIN_SECRET_BYTES} bytes")
         if len(plain) < MIN_SECRET_BYTES:
             raise _refused(f"a secret of {len(plain)} bytes")
         return cls._made(plain, kid)
@@ -157,7 +158,7 @@ def keys_of_file(content: bytes) -> tuple[AuthorizationKey, ...]:
 def read_key_file(path: str | os.PathLike[str]) -> bytes:
     """The content of a file of keys, of at most 1 MiB. Raises ``InvalidRequestError``."""
     if not isinstance(path, str | os.PathLike):
-        raise _refused(f"a {type(path).__name__}", "the path of a file with a key")
+        raise _refused(one(type(path)), "the path of a file with a key")
     path = plain_string(path) or path
     shown = shown_place(path)
     try:
@@ -180,7 +181,7 @@ def _plain(material: object) -> object:
 def _text(material: object, expected: str) -> bytes:
     plain = _plain(material)
     if not isinstance(plain, bytes):
-        raise _refused("a path" if isinstance(material, os.PathLike) else f"a {type(material).__name__}", expected)
+        raise _refused("a path" if isinstance(material, os.PathLike) else one(type(material)), expected)
     _check_no_place(plain)
     return plain
 
@@ -230,7 +231,7 @@ def _halves(material: object) -> tuple[str, Any, Any]:
         return "EdDSA", material if private else None, public
     if isinstance(public, EllipticCurvePublicKey) and isinstance(public.curve, SECP256R1):
         return "ES256", material if private else None, public
-    raise _refused(f"a {type(material).__name__}")
+    raise _refused(one(type(material)))
 
 
 def _refused(value: str, expected: str = KEY_EXPECTED) -> InvalidRequestError:

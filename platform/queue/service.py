@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast, overload
 import jwt
 
 from ..core.errors import InvalidRequestError
+from ..core.plain import one
 from ..core.refusals import InvalidAuthorizationError
 from ..core.values import check_identifier, check_time, checks_of, new_id, now, plain_string
 from ..wallets.authorization import (
@@ -34,6 +35,8 @@ LONGEST = timedelta(days=365)
 TIMES = ("iat", "nbf", "exp")
 MAX_HEADERS = 100
 REGISTERED = ("iss", "aud", "sub", "jti", *TIMES)
+
+TAKE_ENVELOPE = "a text is no authorization yet: QueueAuthorization.from_token(text) makes one of a token"
 
 # What PyJWT raises, the more special first.
 CAUSES: dict[type[Exception], str] = {
@@ -86,7 +89,8 @@ class AuthorizationVerifier:
         if authorization is None:
             raise InvalidAuthorizationError(cause="missing")
         if type(authorization) is not kind:
-            raise InvalidAuthorizationError(cause="claim_mismatch", claim="action")
+            advice = TAKE_ENVELOPE if isinstance(authorization, str | bytes) else None
+            raise InvalidAuthorizationError(cause="claim_mismatch", claim="action", advice=advice)
         claims = self._claims(getattr(authorization, "token", None), kind)
         times = _checked_forms(claims)
         _check_action(claims, _as_claims(kind, action), "claim_mismatch")
@@ -258,7 +262,7 @@ class QueueAuthorizer(AuthorizationVerifier):
         """
         operation = BY_REQUEST.get(type(request))
         if operation is None or operation.authorization is None:
-            given = f"a {type(request).__name__}"
+            given = one(type(request))
             raise InvalidRequestError(field="request", value=given, expected="one that the queue decides on")
         kind = operation.authorization
         return self._sign(kind, expires_in, **{name: getattr(request, name) for name in action_fields(kind)})

@@ -17,6 +17,7 @@ import jwt
 from ..core.errors import InvalidRequestError
 from ..core.refusals import InvalidAuthorizationError
 from ..core.values import Identifier, Reason, checks_of, plain_string
+from ..ledger.accounts import Name
 
 MAX_TOKEN_LENGTH = 16 * 1024  # the longest fields that are valid, escaped, make one of about 15,000
 # RFC 7515, section 7.1: three base64url parts, without the padding that a lenient reader would accept.
@@ -32,7 +33,7 @@ class QueueAuthorization:
     token: str
     queue_item_id: Identifier
     escrow_id: Identifier
-    user_id: Identifier
+    user_id: Name
     reason: Reason
     issued_at: datetime
     expires_at: datetime

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from ..core.values import Checked, Identifier, Metadata, OptionalCode, Reason
 from ..events.models import WalletEvent
-from ..ledger.accounts import Move, user_owner
+from ..ledger.accounts import Move, Name, user_owner
 from ..ledger.models import LedgerTransaction
 from .authorization import QueueAuthorization
 from .models import EscrowStatus
@@ -68,7 +68,7 @@ class Request(Checked, ABC):
 class UserRequest(Request):
     """What every request of a user has."""
 
-    user_id: Identifier
+    user_id: Name
 
     @property
     def owner_id(self) -> str:

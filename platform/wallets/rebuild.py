@@ -116,7 +116,9 @@ def fill_empty(connection: Connection) -> None:
 def _check_empty(connection: Connection) -> None:
     for table in EXPECTED:
         if connection.execute(select(table.c.currency).limit(1)).first() is not None:
-            raise InvalidRequestError(field="database", value=f"rows in {table.name}", expected="empty")
+            raise InvalidRequestError(
+                field="database", value=f"one in use: there are rows in {table.name}", expected="a new one"
+            )
 
 
 def _repair(drift: Drift, connection: Connection, locked: bool) -> bool:

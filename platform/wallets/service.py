@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from ..core.errors import InvalidRequestError, WalletError
+from ..core.plain import one
 from ..core.refusals import EscrowNotFoundError
 from ..core.sessions import HostSession
 from ..core.values import (
@@ -25,7 +26,7 @@ from ..core.values import (
     plain_string,
 )
 from ..events.service import EventBus
-from ..ledger.accounts import model_owner, user_owner
+from ..ledger.accounts import check_name, model_owner, user_owner
 from ..ledger.service import LedgerService
 from . import reads
 from .authorization import Authorizer, action_fields
@@ -233,7 +234,7 @@ class WalletService:
         self, user_id: str, currency: str | None = None, *, session: HostSession = None
     ) -> UserBalance:
         """A user's balance, zero for an unknown user. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
-        key = {"user_id": check_identifier("user_id", user_id), "currency": self._currency(currency)}
+        key = {"user_id": check_name("user_id", user_id), "currency": self._currency(currency)}
         asked = partial(reads.wallet, owner_id=user_owner(key["user_id"]), currency=key["currency"])
         row = self.database.ask(asked, session=session)
         available, escrow, version = (row.available, row.escrow, row.version) if row else (0, 0, 0)
@@ -245,7 +246,7 @@ class WalletService:
         self, model_id: str, currency: str | None = None, *, session: HostSession = None
     ) -> ModelBalance:
         """A model's earnings, zero for an unknown one. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
-        key = {"model_id": check_identifier("model_id", model_id), "currency": self._currency(currency)}
+        key = {"model_id": check_name("model_id", model_id), "currency": self._currency(currency)}
         asked = partial(reads.wallet, owner_id=model_owner(key["model_id"]), currency=key["currency"])
         row = self.database.ask(asked, session=session)
         earned, version = (row.earned, row.version) if row else (0, 0)
@@ -258,10 +259,10 @@ class WalletService:
         """
         equal = {"escrow_id": check_identifier("escrow_id", escrow_id)}
         if user_id is not None:
-            equal["owner_id"] = user_owner(check_identifier("user_id", user_id))
+            equal["owner_id"] = user_owner(check_name("user_id", user_id))
         found = self.database.ask(partial(reads.items, equal=equal, limit=1), session=session)
         if not found:
-            raise EscrowNotFoundError(escrow_id=equal["escrow_id"])
+            raise EscrowNotFoundError(escrow_id=equal["escrow_id"], of_user=user_id is not None)
         return found[0]
 
     def list_escrows(
@@ -280,10 +281,9 @@ class WalletService:
         ``held_before`` finds stuck holds: items that were made before that time and are held still.
         Raises ``InvalidRequestError``, ``StorageUnavailableError``.
         """
-        filters = {"user_id": user_id, "queue_item_id": queue_item_id}
-        equal = {name: check_identifier(name, value) for name, value in filters.items() if value is not None}
-        if "user_id" in equal:
-            equal["owner_id"] = user_owner(equal.pop("user_id"))
+        equal = {} if user_id is None else {"owner_id": user_owner(check_name("user_id", user_id))}
+        if queue_item_id is not None:
+            equal["queue_item_id"] = check_identifier("queue_item_id", queue_item_id)
         if held_before is not None:
             held_before = check_time("held_before", held_before)
             status = EscrowStatus.HELD if status is None else status
@@ -328,8 +328,8 @@ class WalletService:
         """The request, and the id of the authorization that permits exactly it where it needs one."""
         if not isinstance(request, operation.request) or type(request) is not operation.request:
             # Only its type: it may be the authorization, in the wrong place.
-            expected = f"an {operation.request.__name__}"
-            raise InvalidRequestError(field="request", value=f"a {type(request).__name__}", expected=expected)
+            expected = one(operation.request)
+            raise InvalidRequestError(field="request", value=one(type(request)), expected=expected)
         permission = operation.authorization
         if permission is None:
             return Permitted(request)
@@ -339,7 +339,7 @@ class WalletService:
 
 def _batch(requests: object) -> Sequence[Any]:
     if not isinstance(requests, list | tuple) or len(requests) > MAX_BATCH:
-        given = f"{len(requests)} of them" if isinstance(requests, list | tuple) else f"a {type(requests).__name__}"
+        given = f"{len(requests)} of them" if isinstance(requests, list | tuple) else one(type(requests))
         raise InvalidRequestError(field="requests", value=given, expected=f"a list of at most {MAX_BATCH}")
     return requests
 
@@ -347,7 +347,7 @@ def _batch(requests: object) -> Sequence[Any]:
 def _pair(given: object) -> tuple[object, ...]:
     if not isinstance(given, tuple) or len(given) != 2:
         raise InvalidRequestError(
-            field="request", value=f"a {type(given).__name__}", expected="a request with its authorization, as a tuple"
+            field="request", value=one(type(given)), expected="a request with its authorization, as a tuple"
         )
     return given
 

@@ -424,7 +424,7 @@ def test_an_export_is_sealed_first_and_comes_back_whole(
         assert command("import", file, "--database", target).succeeded() == expected
         assert command("import", file, "--database", target).succeeded() == expected
         command("verify", "--head", str(head), "--database", target).succeeded()
-        back = tmp_path / "back.jsonl"
+        back = tmp_path / f"back-{number}.jsonl"
         command("export", back, "--database", target).succeeded()
         assert back.read_bytes() == plain.read_bytes()
     assert sorted(each.name for each in tmp_path.iterdir() if each.name.startswith(".")) == []
@@ -442,9 +442,33 @@ def test_an_export_that_fails_leaves_the_file_that_was_there_and_nothing_else(
     tamper(played.database, "DELETE FROM ledger_log WHERE position = 5")
     played.ledger.seal()
     for target in (file, tmp_path / "new.jsonl"):
-        assert "position 5 of the log" in command("export", target, "--database", url).refused()
+        assert "position 5 of the log" in command("export", target, "--force", "--database", url).refused()
     assert file.read_bytes() == before
     assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "ledger.jsonl.gz"]
+
+
+def test_an_export_never_writes_over_a_file_unless_it_is_told_to(
+    command: Command, url: str, played: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, link = tmp_path / "ledger.jsonl", tmp_path / "link.jsonl"
+    file.write_text("the only copy")
+    link.symlink_to(tmp_path / "nowhere")
+    for there in (file, link):
+        assert "--force replaces it" in command("export", there, "--database", url).refused()
+    assert "is a folder" in command("export", tmp_path, "--force", "--database", url).refused()
+    assert file.read_text() == "the only copy"
+    assert played.ledger.head().position == 0, "refused before anything is sealed"
+
+    def meanwhile(*_: Any, **__: Any) -> Any:
+        (tmp_path / "new.jsonl").write_text("somebody else's")
+        return played.ledger.head()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("points_platform.cli.ledger.export_log", meanwhile)
+        assert "--force" in command("export", tmp_path / "new.jsonl", "--database", url).refused()
+    assert (tmp_path / "new.jsonl").read_text() == "somebody else's"
+    command("export", file, "--force", "--database", url).succeeded()
+    assert file.read_text().startswith('{"position":1,')
 
 
 @pytest.fixture
@@ -505,7 +529,15 @@ def test_an_import_goes_into_no_ledger_that_is_there(
     world = World(database)
     world.credit("ana", 1)
     rows = world.snapshot()
-    assert "database must be " in command("import", tmp_path / "exported.jsonl", "--database", url).refused()
+    file = tmp_path / "exported.jsonl"
+    said = command("import", file, "--database", url).refused()
+    assert "database must be a new one" in said
+    assert "not 'one in use: its ledger has transactions of its own'" in said
+    assert world.snapshot() == rows
+    world.ledger.seal()
+    rows = world.snapshot()
+    said = command("import", file, "--database", url).refused()
+    assert "not 'one in use: its log is another one, with 1 transactions'" in said
     assert world.snapshot() == rows
 
 

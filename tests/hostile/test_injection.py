@@ -71,10 +71,11 @@ PAYLOADS = [
         "->>'a'",
     ),
     *(
-        "user:ana",
-        "user:",
-        "model:luna",
-        "platform:issuer",
+        # What begins as an owner of the ledger is no id (wallets/test_messages).
+        "User:ana",
+        "users:ana",
+        " user:ana",
+        "queue:user:ana",
         ":",
         "ana:points",
         "ana points",

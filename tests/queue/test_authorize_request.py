@@ -67,7 +67,8 @@ def test_what_the_queue_does_not_decide_on_is_refused(world: World, wrong: Any) 
     for request in (wrong, *own):
         with pytest.raises(InvalidRequestError) as refusal:
             world.authorizer.authorize(request)
-        given = f"a {type(request).__name__}"
+        name = type(request).__name__
+        given = f"{'an' if name[0] in 'EOi' else 'a'} {name}"
         assert refusal.value.details == {
             "field": "request",
             "value": given,

@@ -328,7 +328,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: AuthorizationKey.of(OF_OTHER_KINDS["RSA"]), KEY + "'a RSAPrivateKey'"),
     (lambda: AuthorizationKey.of(OF_OTHER_KINDS["RSA"].public_key()), KEY + "'a RSAPublicKey'"),
-    (lambda: AuthorizationKey.of(cast(Any, 42)), KEY + "'a int'"),
+    (lambda: AuthorizationKey.of(cast(Any, 42)), KEY + "'an int'"),
     (lambda: AuthorizationKey.of(SECRET, kid=""), "kid must be a string of 1 to 128 printable characters, not ''"),
     (lambda: QueueAuthorizer(P256.public_key()), "key must be a key that can sign, not 'a public key'"),
     (lambda: AuthorizationVerifier([]), "keys must be at least one key, not ()"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from threading import Barrier, Event, Thread
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from points_platform.core import InvalidAuthorizationError, InvalidRequestError
 from points_platform.queue import AuthorizationKey, AuthorizationVerifier, KeyFile, QueueAuthorizer, keyring
@@ -494,3 +496,32 @@ def test_a_file_that_has_not_changed_is_not_taken_for_a_new_one(
         assert len(readings) == looks
     assert verifier._ring.current() is before
     assert caplog.records == []
+
+
+# ── a verifier needs no private key ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("form", ["pem", "jwk", "both halves"])
+def test_a_file_with_a_private_key_is_refused_by_name(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    """Whoever can read it where tokens are verified could sign them."""
+    private = NEW.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    content = {"pem": private, "jwk": json.dumps(private_jwk(NEW)).encode(), "both halves": public_pem(OLD) + private}[
+        form
+    ]
+    file, good = tmp_path / "queue.pem", tmp_path / "queue.pub.pem"
+    file.write_bytes(content)
+    for refusing in (partial(AuthorizationVerifier, KeyFile(file)), partial(QueueAuthorizer, OLD, KeyFile(file))):
+        with pytest.raises(InvalidRequestError) as refusal:
+            refusing()
+        assert refusal.value.details["value"] == "a file with a private key"
+        assert "a file of public keys; the private one is for the queue alone" in str(refusal.value)
+    good.write_bytes(public_pem(OLD))
+    verifier = AuthorizationVerifier(KeyFile(good))
+    good.write_bytes(content)
+    clock.tick(timedelta(seconds=11))
+    assert verdict(verifier, OLD) == "ok", "the keys of before stay"
+    assert verdict(verifier, NEW) == "unknown_key"
+    assert "a file with a private key" in caplog.text
+    assert "PRIVATE" not in caplog.text

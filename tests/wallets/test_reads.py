@@ -102,7 +102,7 @@ def test_a_balance_is_read_afresh_although_another_service_has_changed_it(world:
 
 def test_names_are_compared_by_every_character(world: World) -> None:
     world.credit("ana", 1)
-    for other in ("Ana", "ana ", " ana", "an", "anaa", "aná", "user:ana", "%", "ana%"):
+    for other in ("Ana", "ana ", " ana", "an", "anaa", "aná", "user", "%", "ana%"):
         assert world.wallets.get_user_balance(other).available == 0
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ...core.values import Identifier, Points
-from ...ledger.accounts import Movement, available, earned, escrow
+from ...ledger.accounts import Movement, Name, available, earned, escrow
 from ...ledger.models import LedgerTransaction
 from .. import holds
 from ..authorization import QueueAuthorization
@@ -20,7 +20,7 @@ from ..operation import Decision, Occasion, Operation, Response
 class EscrowPartialSettleRequest(EndingRequest):
     """Split a hold between a model and its user; the two amounts add up to the hold."""
 
-    model_id: Identifier
+    model_id: Name
     refund_amount: Points
     settle_amount: Points
     queue_item_id: Identifier
@@ -31,7 +31,7 @@ class QueuePartialSettlementAuthorization(QueueAuthorization):
     """Permits one split of one hold."""
 
     action: ClassVar[str] = "partial_settle"
-    model_id: Identifier
+    model_id: Name
     refund_amount: Points
     settle_amount: Points
 

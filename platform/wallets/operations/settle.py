@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ...core.values import Identifier, Points
-from ...ledger.accounts import Movement, earned, escrow
+from ...ledger.accounts import Movement, Name, earned, escrow
 from ...ledger.models import LedgerTransaction
 from .. import holds
 from ..authorization import QueueAuthorization
@@ -20,7 +20,7 @@ from ..operation import Decision, Occasion, Operation, Response
 class EscrowSettleRequest(EndingRequest):
     """Give all of a hold to a model."""
 
-    model_id: Identifier
+    model_id: Name
     amount: Points
     queue_item_id: Identifier
 
@@ -30,7 +30,7 @@ class QueueSettlementAuthorization(QueueAuthorization):
     """Permits giving all of one hold to one model."""
 
     action: ClassVar[str] = "settle"
-    model_id: Identifier
+    model_id: Name
     amount: Points
 
 

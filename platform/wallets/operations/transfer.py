@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import InvalidRequestError
-from ...core.values import Identifier, Points
+from ...core.values import Points
 from ...events.models import UserEvent
-from ...ledger.accounts import Movement, available, name_of
+from ...ledger.accounts import Movement, Name, available, name_of
 from ...ledger.models import LedgerTransaction
 from ..entries import of_available
 from ..needs import Enough, Room
@@ -18,7 +18,7 @@ from ..operation import Decision, Occasion, Operation, Response, UserRequest
 class TransferRequest(UserRequest):
     """Give available points to another user, whose wallet is made if there is none."""
 
-    recipient_id: Identifier
+    recipient_id: Name
     amount: Points
 
     def __post_init__(self) -> None:
