@@ -221,9 +221,11 @@ PLANTS: dict[str, list[str]] = {
         "UPDATE ledger_transactions SET idempotency_key = (SELECT idempotency_key FROM ledger_transactions"
         " WHERE transaction_id = {credit}) WHERE transaction_id = {gems}"
     ],
-    "escrow_begun_twice": again("hold_held"),
+    "escrow_begun_twice": again("hold_held", changes={"reason": "'gift'"}),
     "escrow_ended_twice": again("refund", changes={"reason": "'gift'"}),
-    "deposit_claimed_twice": again("deposit"),
+    "deposit_claimed_twice": again(
+        "deposit", changes={"occurred_at": "(SELECT MAX(occurred_at) FROM ledger_transactions)"}
+    ),
     "version_gap": ["UPDATE ledger_entries SET wallet_version = 3 WHERE transaction_id = {last} AND " + BEN],
     "version_used_twice": [
         *again("gems"),

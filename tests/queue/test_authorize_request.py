@@ -8,6 +8,7 @@ import pytest
 from freezegun import freeze_time
 
 from points_platform.core import InvalidAuthorizationError, InvalidRequestError
+from support.answers import called
 from support.by_operation import assert_complete
 from support.reference import STATUS
 from support.world import METHODS, World
@@ -67,10 +68,8 @@ def test_what_the_queue_does_not_decide_on_is_refused(world: World, wrong: Any) 
     for request in (wrong, *own):
         with pytest.raises(InvalidRequestError) as refusal:
             world.authorizer.authorize(request)
-        name = type(request).__name__
-        given = f"{'an' if name[0] in 'EOi' else 'a'} {name}"
         assert refusal.value.details == {
             "field": "request",
-            "value": given,
+            "value": called(request),
             "expected": "one that the queue decides on",
         }

@@ -45,3 +45,9 @@ def refused(field: str, call: Callable[..., object], *values: Any, **options: An
     with pytest.raises(InvalidRequestError) as refusal:
         call(*values, **options)
     assert refusal.value.details["field"] == field
+
+
+def called(value: object) -> str:
+    """What a message calls a thing of whose value nothing may be shown: its type, with the article that is spoken."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"

@@ -27,6 +27,7 @@ from points_platform.wallets import WalletService, event_of, request_of, respons
 from points_platform.wallets.operations import BY_NAME
 from points_platform.wallets.rebuild import drifts, restore
 from points_platform.wallets.verify import verify
+from support.answers import called
 from support.examples import EXAMPLES, METADATA, another
 from support.world import METHODS, World, at_once
 
@@ -248,7 +249,7 @@ def check_other_requests(world: World, name: str) -> None:
                 with pytest.raises(InvalidRequestError) as refused:
                     method(wrong, *signed)
                 told = refused.value.details
-                assert (told["field"], told["value"]) == ("request", f"a {type(wrong).__name__}"), "its type alone"
+                assert (told["field"], told["value"]) == ("request", called(wrong)), "its type alone"
             if in_a_batch in ways_of(name):
                 [answer] = batch(world, name, [(wrong, *rest)])
                 assert type(answer) is InvalidRequestError

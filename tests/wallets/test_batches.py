@@ -25,7 +25,7 @@ from points_platform.ledger import LedgerService
 from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import WalletService
 from points_platform.wallets.verify import verify
-from support.answers import announced, codes, ids
+from support.answers import announced, called, codes, ids
 from support.recount import recount
 from support.world import World
 
@@ -119,7 +119,7 @@ def test_what_is_no_list_is_refused_and_not_even_looked_at(world: World, operati
     for wrong in no_lists:
         with pytest.raises(InvalidRequestError) as refusal:
             many(world, operation, wrong)
-        details = {"field": "requests", "value": f"a {type(wrong).__name__}", "expected": "a list of at most 10000"}
+        details = {"field": "requests", "value": called(wrong), "expected": "a list of at most 10000"}
         assert refusal.value.details == details
     assert next(generator) is items[0]
     assert (world.snapshot(), world.events) == (before, [])
