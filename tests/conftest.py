@@ -10,6 +10,7 @@ import freezegun
 import pytest
 
 from points_platform.core import Database
+from points_platform.core.values import now
 from support.compiled import share_compiled_statements
 from support.databases import (
     SERVER_VARIABLE,
@@ -71,14 +72,14 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
-    with Database(url) as database:
+    with Database(url, clock=now) as database:
         yield database
 
 
 @pytest.fixture
 def stepwise(url: str) -> Iterator[World]:
     """A platform whose operations go statement by statement on PostgreSQL too, with a read before they write."""
-    with Database(url, single_statement=False) as database:
+    with Database(url, single_statement=False, clock=now) as database:
         yield World(database)
         recount(database)
 

@@ -39,7 +39,7 @@ def required(url: str | None) -> str:
 
 @contextmanager
 def any_database(url: str | None, *, writing: bool = False) -> Iterator[Database]:
-    """The database of that URL, whatever its schema; nothing is created, and a file stays as it is, but for ``writing``.
+    """The database of that URL, whatever its schema; unless it is for ``writing`` a file is there and stays as it is.
 
     Raises ``Refusal``.
     """

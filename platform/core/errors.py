@@ -4,6 +4,7 @@
     ├── InvalidRequestError            a field of a request is not what it must be
     ├── …                              what is refused: ``core.refusals``, in the order in which it wins
     ├── OptimisticLockError            others were faster on every attempt          (retryable)
+    ├── ClockSkewError                 the time was not the database's              (retryable)
     ├── StorageUnavailableError        the database did not do what it was asked    (retryable, mostly)
     ├── SchemaVersionError             the database holds no schema, or another one
     └── LedgerDamagedError             what is sealed is not there any more
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 from .plain import handed_in, plain, shown
 
 __all__ = [
+    "ClockSkewError",
     "InvalidRequestError",
     "LedgerDamagedError",
     "OptimisticLockError",
@@ -87,6 +89,15 @@ class OptimisticLockError(WalletError):
 
     def _template(self) -> str:
         return self._waited_for or self.template
+
+
+class ClockSkewError(WalletError):
+    """The process's idea of the time was too far from the database's; nothing was changed. ``details``: tolerance_s."""
+
+    code = "clock_skew"
+    retryable = True
+    http_status = 503
+    template = "the clock was more than {tolerance_s} s from the database's, which it has been set by now; try again"
 
 
 class Advice(NamedTuple):

@@ -94,7 +94,7 @@ def _passed_over(database: Database, entries: Iterator[LogEntry]) -> LogHead:
 
 
 def _write(database: Database, batch: list[LogEntry], finish: Callable[[Connection], object] | None) -> None:
-    def attempt(connection: Connection, locked: bool) -> None:
+    def attempt(connection: Connection, locked: bool, at: datetime) -> None:
         store.add(connection, [entry.transaction for entry in batch])
         rows = [(entry.transaction.transaction_id, entry.hash) for entry in batch]
         log_store.append(connection, batch[0].position - 1, rows)

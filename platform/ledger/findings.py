@@ -24,6 +24,7 @@ Lasting = Literal[
     "version_used_twice",
     "posted_into_the_past",
     "posted_apart",
+    "from_the_future",
     "log_order",
     "log_gap",
     "sealed_transaction_missing",

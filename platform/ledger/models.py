@@ -97,7 +97,7 @@ LOG_READERS: Table = LogReaderRow.__table__  # type: ignore[attr-defined]
 
 @dataclass(frozen=True, kw_only=True)
 class TransactionHeader(HasMetadata):
-    """What an operation was: everything of a transaction but its entries.
+    """What an operation was: everything of a transaction but its time and its entries.
 
     ``owner_id`` is whose operation it is, ``authorization_id`` the ``jti`` of the queue's token. ``details_json`` is
     what the request said that neither the other fields nor the entries tell, as canonical JSON; ``None`` for nothing.
@@ -110,7 +110,6 @@ class TransactionHeader(HasMetadata):
     request_id: str
     reason: str
     currency: str
-    occurred_at: datetime
     escrow_id: str | None = None
     queue_item_id: str | None = None
     feature_type: str | None = None
@@ -162,6 +161,7 @@ class LedgerEntry:
 class LedgerTransaction(TransactionHeader):
     """The one record of one operation; its entries sum to zero."""
 
+    occurred_at: datetime
     entries: tuple[LedgerEntry, ...]
 
     def entry(self, account: Account) -> LedgerEntry:

@@ -11,8 +11,10 @@ from .models import LedgerEntry, LedgerTransaction, TransactionDraft, WalletStat
 _ACCOUNT = attrgetter("account_id", "bucket")
 
 
-def post(draft: TransactionDraft, wallets: Mapping[str, WalletState], **told: str) -> LedgerTransaction:
-    """The transaction that the draft becomes when these are the wallets after it, by owner.
+def post(
+    draft: TransactionDraft, wallets: Mapping[str, WalletState], *, at: datetime, **told: str
+) -> LedgerTransaction:
+    """The transaction that the draft becomes at that time, when these are the wallets after it, by owner.
 
     ``told`` are fields that only the writing has told. The entries derive from the moves, so they sum to zero.
     Raises ``ValueError`` for moves that the operation must not make, and for a wallet that is not given.
@@ -28,8 +30,8 @@ def post(draft: TransactionDraft, wallets: Mapping[str, WalletState], **told: st
             after = wallet.balances[bucket]
             entries.append(_entry(owner, bucket, amount, after - amount, after, wallet.version, wallet.posted_at))
     for account, amount in draft.changes.platform.items():
-        entries.append(_entry(*account, amount, None, None, None, draft.occurred_at))
-    values = {**vars(draft), **told, "entries": in_order(entries)}
+        entries.append(_entry(*account, amount, None, None, None, at))
+    values = {**vars(draft), **told, "occurred_at": at, "entries": in_order(entries)}
     del values["moves"], values["changes"]
     return filled(LedgerTransaction, values)
 

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from itertools import count
 
@@ -15,7 +16,7 @@ from ..core.errors import InvalidRequestError
 from ..core.failures import Stale
 from ..core.logs import say
 from ..core.sessions import HostSession
-from ..core.values import check_count, check_identifier, check_limit, check_part, now
+from ..core.values import check_count, check_identifier, check_limit, check_part
 from . import log_store
 from .log import Candidate, Wallet, chained, in_order, watermark
 from .models import LogEntry, LogHead, Sealed
@@ -113,10 +114,10 @@ class LogReader:
             raise InvalidRequestError(field="position", value=position, expected="not before the one seen")
         self.database.run(partial(self._move, position, seen), retry=MOVING, session=session)
 
-    def _move(self, position: int, seen: int, connection: Connection, locked: bool) -> None:
+    def _move(self, position: int, seen: int, connection: Connection, locked: bool, at: datetime) -> None:
         stands_at = log_store.reader_position(connection, self._name)
         if (stands_at or 0) != seen or not log_store.move_reader(
-            connection, self._name, seen=stands_at, position=position, at=now()
+            connection, self._name, seen=stands_at, position=position, at=at
         ):
             raise Stale
 
@@ -178,7 +179,12 @@ class _Batch:
 
 
 def _seal_batch(
-    after: str, waiting: list[Candidate], reached: Mapping[Wallet, int], connection: Connection, locked: bool
+    after: str,
+    waiting: list[Candidate],
+    reached: Mapping[Wallet, int],
+    connection: Connection,
+    locked: bool,
+    at: datetime,
 ) -> _Batch:
     head = log_store.head(connection, lock=locked)
     found = log_store.unsealed(connection, after, SEAL_BATCH)

@@ -19,7 +19,6 @@ from ..core.values import (
     check_time,
     decode_cursor,
     encode_cursor,
-    now,
     plain_string,
 )
 from . import store
@@ -140,7 +139,7 @@ class LedgerService(LedgerLog):
         if (at is None) == (version is None):
             raise InvalidRequestError(field="at", value=at, expected="given, or else version, and not both")
         if at is not None:
-            at = _past("at", at)
+            at = _past("at", at, self.database.now())
         else:
             version = check_count("version", version)
 
@@ -218,8 +217,8 @@ def _edge(after: str) -> store.Place:
     return posted_at, version, transaction_id, bucket
 
 
-def _past(field: str, value: datetime) -> datetime:
+def _past(field: str, value: datetime, now: datetime) -> datetime:
     time = check_time(field, value)
-    if time > now():
+    if time > now:
         raise InvalidRequestError(field=field, value=value, expected="a time that is not in the future")
     return time

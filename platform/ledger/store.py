@@ -37,11 +37,10 @@ from .models import (
     LedgerEntry,
     LedgerTransaction,
     StatementLine,
-    TransactionHeader,
 )
 from .posting import in_order
 
-HEADER = tuple(TRANSACTIONS.c[field.name] for field in fields(TransactionHeader))
+HEADER = tuple(TRANSACTIONS.c[field.name] for field in fields(LedgerTransaction) if field.name != "entries")
 ENTRY = tuple(ENTRIES.c[field.name] for field in fields(LedgerEntry))
 POSTED = (ENTRIES.c.transaction_id, ENTRIES.c.owner_id, ENTRIES.c.currency, *ENTRY)
 RECORD = (*HEADER, *ENTRY)

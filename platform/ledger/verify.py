@@ -304,6 +304,22 @@ def _walls(connection: Connection, since: int) -> Iterator[Finding]:
 
 WALLS = {"function": "trigger_missing"}
 SCHEMA_CHECKS: dict[str, Check] = {"triggers, constraints and indexes": _walls}
+_FUTURE = f"""
+    SELECT t.transaction_id, t.occurred_at, MAX(e.posted_at) AS posted_at
+    FROM {TRANSACTIONS} t LEFT JOIN {ENTRIES} e ON e.transaction_id = t.transaction_id
+    WHERE {{transactions}} GROUP BY t.transaction_id, t.owner_id, t.occurred_at
+    HAVING t.occurred_at > :latest OR MAX(e.posted_at) > :latest
+    LIMIT :limit
+"""
+
+
+def check_times(connection: Connection, since: int, latest: datetime) -> Iterator[Finding]:
+    """Transactions that are dated later than it can be: whoever wrote them had another clock than the database."""
+    bound = latest.strftime("%Y-%m-%d %H:%M:%S.%f") if connection.dialect.name == "sqlite" else latest
+    for row in _rows(connection, _FUTURE, since, latest=bound):
+        found = max(str(row[name]) for name in ("occurred_at", "posted_at") if row[name] is not None)
+        ids = {"transaction_id": row["transaction_id"]}
+        yield Finding(kind="from_the_future", ids=ids, expected=f"until {latest}", found=found)
 
 
 def check_head(connection: Connection, kept: LogHead) -> Iterator[Finding]:

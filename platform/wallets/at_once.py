@@ -6,14 +6,14 @@ done here, for each call, is to tell the shape from the values.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Table
 
-from ..core.database import Execute
+from ..core.clock import at as time_at
+from ..core.database import SENT_AT, Execute
 from ..ledger.accounts import kind_of
 from ..ledger.models import LedgerTransaction, TransactionDraft, WalletState
 from ..ledger.posting import post
@@ -23,23 +23,21 @@ from .needs import Guard, Making
 from .operation import Decision
 from .rows import Changed, key_names
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 KINDS = list(WALLET_TABLES)
 _HEADER_VALUES = attrgetter(*HEADER)
 
 
-def carry_out(
-    execute: Execute, decision: Decision, draft: TransactionDraft, *, lock_timeout: str
-) -> LedgerTransaction | None:
+def carry_out(execute: Execute, decision: Decision, draft: TransactionDraft) -> LedgerTransaction | None:
     """Carry out the decision, ledger and all, in one statement; ``None`` if a need of it is not met.
 
     Raises ``ValueError`` for a need that guards nothing which the decision writes.
     """
     owners = _in_lock_order(draft.changes.wallets)
-    values = [lock_timeout, *_HEADER_VALUES(draft)]
+    values = [*_HEADER_VALUES(draft)]
     shape = shape_of(decision, draft, owners, values)
     composed = compose(shape)
-    row = execute(composed.statement, dict(zip(composed.parameters, values, strict=True)))
+    parameters = dict(zip(composed.parameters, values, strict=True))
+    row = execute(composed.statement, parameters)
     if row is None:
         return None
     wallets, place = {}, 0
@@ -48,10 +46,10 @@ def carry_out(
         for bucket in draft.changes.wallets[owner]:
             balances[bucket] = int(row[place])
             place += 1
-        posted_at = EPOCH + timedelta(microseconds=int(row[place + 1]))
+        posted_at = time_at(row[place + 1])
         wallets[owner] = WalletState(balances=balances, version=int(row[place]), posted_at=posted_at)
         place += 2
-    return post(draft, wallets, **dict(zip(composed.tells, row[place:], strict=False)))
+    return post(draft, wallets, at=parameters[SENT_AT], **dict(zip(composed.tells, row[place:], strict=False)))
 
 
 def _in_lock_order(owners: Mapping[str, Any]) -> list[str]:

@@ -9,13 +9,13 @@ want: what that locks is free again after one more part. The ledger supplies its
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from functools import lru_cache, partial
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Table
 
+from ..core.clock import microseconds
+from ..core.database import SENT_AT
 from ..core.schema import if_may_write
 from ..core.statement import Statement
 from ..ledger import store as ledger_store
@@ -23,14 +23,16 @@ from ..ledger.accounts import WALLETS, Account, Bucket
 from .models import WALLET_TABLES
 from .rows import Changed, Row
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-HEADER = tuple(column.key for column in ledger_store.HEADER)
-_HEADER_VALUES = attrgetter(*HEADER)
-AT = "%(occurred_at)s::timestamptz"
+# What the header has of the draft; its time is that of the statement.
+HEADER = tuple(column.key for column in ledger_store.HEADER if column.key != SENT_AT)
+AT = f"%({SENT_AT})s::timestamptz"
 CURRENCY = "%(currency)s::varchar"
-# The wait for a row lock is bounded before the first row is touched.
+# The wait for a row lock is bounded before the first row is touched, and the time is judged.
 SET_TIMEOUT = "set_config('lock_timeout', %(lock_timeout)s, true)"
-BOUNDED = f"\n    SELECT {if_may_write(SET_TIMEOUT)}"
+BOUNDED = f"""
+    SELECT {if_may_write(SET_TIMEOUT)}
+    WHERE abs(extract(epoch FROM statement_timestamp() - {AT})) <= %(tolerance)s::numeric"""
+TIME = microseconds("statement_timestamp()")
 STATEMENTS = 1000  # shapes differ by operation and by what is optional in one
 KINDS = list(WALLET_TABLES)
 
@@ -106,7 +108,6 @@ def compose(shape: Shape) -> Composed:
 
 def _parameters(shape: Shape) -> Iterator[str]:
     """The names of the values that ``shape_of`` gives, in their order."""
-    yield "lock_timeout"
     yield from HEADER
     for number, row in enumerate(shape.rows):
         name = f"row{number}"
@@ -149,6 +150,7 @@ def _text(shape: Shape) -> tuple[str, tuple[str, ...]]:
     result += told.values()
     if len(chain) > 1:
         result.append(f"1 / ({chain[-1]}.there IS NOT NULL)::int")
+    result.append(TIME)
     text = "WITH " + ",\n".join(f"{name} AS ({part}\n)" for name, part in parts.items())
     joined = chain[0] + "".join(f" LEFT JOIN {name} ON true" for name in chain[1:])
     text += f"\nSELECT {', '.join(result)}\nFROM {joined}"
@@ -246,7 +248,7 @@ def _columns(wallet: WalletShape, name: str) -> str:
 
 def _returned(name: str, wallet: WalletShape) -> Iterator[str]:
     yield from (f"{name}.{each}" for each in (*wallet.buckets, "version"))
-    yield f"(1000000 * extract(epoch FROM {name}.updated_at))::bigint"
+    yield microseconds(f"{name}.updated_at")
 
 
 def _guards(guards: Sequence[Condition], name: str) -> list[str]:

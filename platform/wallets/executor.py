@@ -16,7 +16,7 @@ from ..core.database import Execute
 from ..core.errors import WalletError
 from ..core.failures import Stale
 from ..core.sessions import HostSession
-from ..core.values import canonical_json, filled, new_id, now
+from ..core.values import canonical_json, filled, new_id
 from ..events.service import EventBus
 from ..ledger.accounts import net
 from ..ledger.models import LedgerTransaction, TransactionDraft
@@ -97,7 +97,7 @@ class Executor:
             record = Record(known)
             record.check_repeats(request, currency=currency)
             return record.response(replayed=True)
-        task = _task(operation, asked, key, currency, now())
+        task = _task(operation, asked, key, currency)
         [transaction] = self._database.run(
             partial(self._attempt, Batch([task], atomic=True)),
             retry=self._config.retry,
@@ -136,11 +136,10 @@ class Executor:
         return answers
 
     def _tasks(self, operation: Operation[Any, Any], asked: Sequence[Permitted | WalletError]) -> Iterator[Task]:
-        at = now()
         for place, each in enumerate(asked):
             if not isinstance(each, WalletError):
                 key = each.request.owner_id, operation.name, each.request.idempotency_key
-                yield _task(operation, each, key, self._currency(operation, each.request), at, place)
+                yield _task(operation, each, key, self._currency(operation, each.request), place)
 
     def _currency(self, operation: Operation[Any, Any], request: Any) -> str:
         """What the request says, or what is meant where it says nothing."""
@@ -151,25 +150,26 @@ class Executor:
         self, task: Task, execute: Execute, connect: Callable[[], AbstractContextManager[Connection]]
     ) -> list[LedgerTransaction]:
         """In one statement, where every need is met; where one is not, see which."""
-        timeout = self._database.lock_timeout
-        transaction = at_once.carry_out(execute, task.decision, task.draft, lock_timeout=timeout)
+        transaction = at_once.carry_out(execute, task.decision, task.draft)
         if transaction is not None:
             return [transaction]
         with connect() as connection:
-            work = locked.read(connection, [locked.Wanted.by(task.decision, task.draft)])
+            work = locked.read(connection, [locked.Wanted.by(task.decision, task.draft)], self._database.now())
         recorded = task.carry_out(work)
         if work.posted:
             raise Stale
         return [recorded]
 
-    def _attempt(self, batch: Batch, connection: Connection, lock: bool) -> Sequence[LedgerTransaction | WalletError]:
+    def _attempt(
+        self, batch: Batch, connection: Connection, lock: bool, at: datetime
+    ) -> Sequence[LedgerTransaction | WalletError]:
         """Read, decide, write, in one transaction; or find what the keys have already done."""
         wanted = [locked.Wanted.by(task.decision, task.draft) for task in batch.tasks]
         if lock or len(wanted) > 1:
             # The read is a statement of its own, after the wait: a locking read that waited sees the new
             # row beside an old snapshot of everything else.
             locked.lock(connection, wanted)
-        work = locked.read(connection, wanted)
+        work = locked.read(connection, wanted, at)
         del wanted  # the garbage collector looks at all that is kept
         if batch.outcomes and any(task.is_done(work) for task in batch.tasks):
             return batch.outcomes  # the last attempt was committed, and only its answer was lost
@@ -201,16 +201,13 @@ def _task(
     asked: Permitted,
     key: IdempotencyKey,
     currency: str,
-    at: datetime,
     place: int | None = None,
 ) -> Task:
     decision = operation.decide(asked.request, Occasion(made_id=new_id(), currency=currency))
-    return Task(asked.request, key, currency, decision, _draft(operation, asked, currency, at, decision), place)
+    return Task(asked.request, key, currency, decision, _draft(operation, asked, currency, decision), place)
 
 
-def _draft(
-    operation: Operation[Any, Any], asked: Permitted, currency: str, at: datetime, decision: Decision
-) -> TransactionDraft:
+def _draft(operation: Operation[Any, Any], asked: Permitted, currency: str, decision: Decision) -> TransactionDraft:
     """The header of the transaction, as far as the request tells it, and the moves."""
     request = asked.request
     given = vars(request)
@@ -223,7 +220,6 @@ def _draft(
         "request_id": request.request_id,
         "reason": request.reason,
         "currency": currency,
-        "occurred_at": at,
         "escrow_id": given.get("escrow_id"),
         "queue_item_id": given.get("queue_item_id"),
         "feature_type": given.get("feature_type"),

@@ -4,6 +4,7 @@ Any number of operations, on any number of wallets of any kind; what they need i
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from functools import cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -138,13 +139,13 @@ def _counted(rows: Select[Any]) -> Select[Any]:
     return select(func.count()).select_from(rows.subquery())
 
 
-def read(connection: Connection, wanted: Sequence[Wanted]) -> UnitOfWork:
+def read(connection: Connection, wanted: Sequence[Wanted], at: datetime) -> UnitOfWork:
     """Everything that the operations need: the rows, and what their keys already did.
 
     One statement for all operations of a shape, so one snapshot: it can not see what a twin with the same key has done
     to the rows without seeing the twin's transaction too.
     """
-    work = UnitOfWork()
+    work = UnitOfWork(at)
     for shape, alike in _grouped(wanted, lambda each: each.shape):
         _read_shape(connection, shape, [each.values for each in alike], work)
     # A claim tells which transaction has made it.

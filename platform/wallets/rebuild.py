@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any, TextIO
 
@@ -121,7 +122,7 @@ def _check_empty(connection: Connection) -> None:
             )
 
 
-def _repair(drift: Drift, connection: Connection, locked: bool) -> bool:
+def _repair(drift: Drift, connection: Connection, locked: bool, at: datetime) -> bool:
     table = next(table for table in EXPECTED if table.name == drift.table)
     mine = and_(*(table.c[name] == value for name, value in drift.key.items()))
     connection.execute(select(table.c.currency).where(mine).with_for_update())

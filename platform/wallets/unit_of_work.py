@@ -56,8 +56,12 @@ class Written:
 
 @dataclass
 class UnitOfWork:
-    """Wallets by owner and currency, rows by table and key, and what idempotency keys and ids stand for."""
+    """Wallets by owner and currency, rows by table and key, and what idempotency keys and ids stand for.
 
+    ``at`` is the time by which everything in it is dated.
+    """
+
+    at: datetime
     wallets: dict[tuple[str, str], Wallet] = field(default_factory=dict)
     rows: dict[Table, dict[Key, Written]] = field(default_factory=lambda: defaultdict(dict))
     recorded: dict[IdempotencyKey, LedgerTransaction] = field(default_factory=dict)
@@ -80,10 +84,10 @@ class UnitOfWork:
         for row in decision.rows:
             self._write(row, draft, told)
         changed = {
-            owner: self._wallet(owner, state.currency).change(gains, draft.occurred_at)
+            owner: self._wallet(owner, state.currency).change(gains, self.at)
             for owner, gains in draft.changes.wallets.items()
         }
-        transaction = post(draft, changed, **told)
+        transaction = post(draft, changed, at=self.at, **told)
         self.posted.append(transaction)
         self.recorded[draft.owner_id, draft.operation, draft.idempotency_key] = transaction
         self.by_id[draft.transaction_id] = transaction
@@ -105,7 +109,7 @@ class UnitOfWork:
             key = dict(zip(key_names(row.table), row.key, strict=True))
             written = self.rows[row.table][row.key] = Written(None, key)
         copied = {name: told[name] if name in told else getattr(draft, name) for name in row.copies}
-        written.now = {**written.now, **row.values, **copied, row.at: draft.occurred_at}
+        written.now = {**written.now, **row.values, **copied, row.at: self.at}
 
     def _wallet(self, owner: str, currency: str) -> Wallet:
         wallet = self.wallets.get((owner, currency))

@@ -2,20 +2,31 @@
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import cast
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DataError
 
+from ..core.clock import TOLERANCE
 from ..core.database import Database
 from ..core.values import check_count
 from ..ledger.findings import Finding, Kind
 from ..ledger.models import LogHead
-from ..ledger.verify import LEDGER_CHECKS, MOST_FINDINGS, SCHEMA_CHECKS, SEAL_CHECKS, Check, check_head
+from ..ledger.verify import (
+    LEDGER_CHECKS,
+    MOST_FINDINGS,
+    SCHEMA_CHECKS,
+    SEAL_CHECKS,
+    Check,
+    check_head,
+    check_times,
+)
 from .expected import EXPECTED, claimed_twice
 from .models import ESCROW_ITEMS, USER_WALLETS, EscrowStatus
 from .rebuild import drifts
 
+TIMES = "times"
 # What a row of a table is called in a finding.
 ROW = {table.name: table.name.removesuffix("s") for table in EXPECTED}
 
@@ -38,7 +49,7 @@ def verify(
     ``StorageUnavailableError``.
     """
     check_count("since", since)
-    checks = {**LEDGER_CHECKS, **DEPOSIT_CHECKS}
+    checks = {**LEDGER_CHECKS, TIMES: partial(check_times, latest=database.now() + TOLERANCE), **DEPOSIT_CHECKS}
     others = checks if ledger_only else {**SCHEMA_CHECKS, **checks, **WALLET_CHECKS}
     with database.snapshot() as connection:
         if database.is_sqlite:
@@ -55,7 +66,7 @@ def verify(
 
 def check_names() -> list[str]:
     """The names of the checks that ``verify`` makes."""
-    return [*SCHEMA_CHECKS, *LEDGER_CHECKS, *DEPOSIT_CHECKS, *SEAL_CHECKS, *WALLET_CHECKS]
+    return [*SCHEMA_CHECKS, *LEDGER_CHECKS, TIMES, *DEPOSIT_CHECKS, *SEAL_CHECKS, *WALLET_CHECKS]
 
 
 def _checked(

@@ -22,6 +22,7 @@ from points_platform.cli import main as cli
 from points_platform.cli.demo import evening
 from points_platform.cli.terminal import books_line
 from points_platform.core import Database
+from points_platform.core.values import now
 from points_platform.ledger.accounts import Bucket
 from points_platform.wallets import Books, EscrowStatus, books
 from support.recount import recount
@@ -349,7 +350,7 @@ def squeezed(output: str) -> str:
 
 
 def test_an_age_counts_back_from_now(command: Command, sqlite_url: str) -> None:
-    with Database(sqlite_url) as database, freeze_time("2026-03-01 20:00:00") as clock:
+    with Database(sqlite_url, clock=now) as database, freeze_time("2026-03-01 20:00:00") as clock:
         world = World(database)
         world.credit()
         world.hold()

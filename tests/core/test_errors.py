@@ -15,6 +15,7 @@ import pytest
 from points_platform import core
 from points_platform.core import (
     BalanceLimitError,
+    ClockSkewError,
     DepositConflictError,
     EscrowAlreadyProcessedError,
     EscrowMismatchError,
@@ -56,6 +57,7 @@ TABLE: list[tuple[type[WalletError], str, bool, dict[str, Any]]] = [
         {"limit": 2**53 - 1, "balance": 2**53 - 1, "amount": 1, "currency": "points"},
     ),
     (OptimisticLockError, "optimistic_lock", True, {"attempts": 4}),
+    (ClockSkewError, "clock_skew", True, {"tolerance_s": 5.0}),
     (StorageUnavailableError, "storage_unavailable", True, {"cause": "08006"}),
     (SchemaVersionError, "schema_version", False, {"found": None, "expected": "0001"}),
     (LedgerDamagedError, "ledger_damaged", False, {"what": "position 7 of the log", "position": 7}),

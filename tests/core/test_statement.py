@@ -322,9 +322,11 @@ def test_an_error_given_to_the_pool_leaves_the_same_connection_of_use(engine: En
 def ask(database: Database, sql: str, name: str = "asked") -> Row | None:
     """Carry out one statement as ``Database.run`` does, in one try."""
 
-    def never(connection: object, locked: bool) -> Row | None:
+    def never(connection: object, locked: bool, at: object) -> Row | None:
         raise AssertionError("the locked way was taken")
 
+    if sql.startswith("SELECT"):
+        sql = f"WITH asked AS ({sql}) SELECT *, 0 AS time FROM asked"
     statement = Statement(name, sql)
     return database.run(never, retry=ONE_TRY, at_once=lambda execute, connect: execute(statement, {"text": "word"}))
 

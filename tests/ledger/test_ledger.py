@@ -289,7 +289,6 @@ def draft(operation: str, *moves: Move, **changes: Any) -> TransactionDraft:
         "request_id": "request",
         "reason": "top_up",
         "currency": "points",
-        "occurred_at": NOON,
     }
     return TransactionDraft(**(header | changes), moves=moves)
 
@@ -387,7 +386,9 @@ def test_an_illegal_move_is_never_recorded(sqlite_url: str, operation: str, move
         state = WalletState(balances=dict.fromkeys(Bucket, 5), version=1, posted_at=NOON)
         wallets = dict.fromkeys(net(moves).wallets, state)
         with rows_stay(world), database.engine.begin() as connection, pytest.raises(ValueError, match="must not"):
-            LedgerService(database).record(connection, [post(draft(operation, *moves, model_id="luna"), wallets)])
+            LedgerService(database).record(
+                connection, [post(draft(operation, *moves, model_id="luna"), wallets, at=NOON)]
+            )
 
 
 def test_a_movement_without_its_wallet_is_never_recorded(sqlite_url: str) -> None:
@@ -400,7 +401,7 @@ def test_a_movement_without_its_wallet_is_never_recorded(sqlite_url: str) -> Non
             database.engine.begin() as connection,
             pytest.raises(ValueError, match="without the wallet"),
         ):
-            LedgerService(database).record(connection, [post(given, {})])
+            LedgerService(database).record(connection, [post(given, {}, at=NOON)])
 
 
 def test_movements_between_the_same_accounts_add_up() -> None:
@@ -432,7 +433,7 @@ def test_a_recorded_transaction_is_read_as_it_was_written(url: str) -> None:
             details_json='{"order_id":"order-1"}',
         )
         with database.engine.begin() as connection:
-            written = post(given, wallets)
+            written = post(given, wallets, at=NOON)
             ledger.record(connection, [written])
         read = ledger.transaction(given.transaction_id)
     assert read == written
@@ -453,7 +454,7 @@ def test_a_transaction_that_is_not_committed_has_not_happened(world: World) -> N
     given = draft("credit", *LEGAL["credit"])
     with rows_stay(world), world.database.engine.connect() as connection:
         state = WalletState(balances={Bucket.AVAILABLE: 5}, version=1, posted_at=NOON)
-        world.ledger.record(connection, [post(given, {"user:ana": state})])
+        world.ledger.record(connection, [post(given, {"user:ana": state}, at=NOON)])
         connection.rollback()
     assert world.ledger.transaction(given.transaction_id) is None
 

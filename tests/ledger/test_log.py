@@ -27,6 +27,7 @@ from points_platform.core import (
     StorageUnavailableError,
     WalletError,
 )
+from points_platform.core.clock import GivenClock
 from points_platform.core.errors import LedgerDamagedError
 from points_platform.core.values import id_at, new_id
 from points_platform.ledger import (
@@ -195,10 +196,10 @@ def check_complete(world: World) -> list[LogEntry]:
 class Clocks:
     """Gives every thread a clock of its own, which differs from the real one, for the wallets' times and ids."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self._local = threading.local()
         self._numbers = itertools.count()
-        monkeypatch.setattr("points_platform.wallets.executor.now", self.now)
+        monkeypatch.setattr(world.database, "_clock", GivenClock(self.now))
         monkeypatch.setattr("points_platform.wallets.executor.new_id", self.new_id)
 
     def now(self) -> datetime:
@@ -218,8 +219,8 @@ class Clocks:
 
 
 @pytest.fixture
-def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    return Clocks(monkeypatch)
+def clocks(world: World, monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    return Clocks(world, monkeypatch)
 
 
 def falling_ids(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,19 +290,20 @@ def test_a_digest_holds_whatever_text_the_columns_hold(unaudited: World) -> None
 def _record(connection: Connection, world: World, user_id: str, version: int = 1, **changes: Any) -> str:
     """A credit of 5 straight in the ledger, without a wallet."""
     header: dict[str, Any] = {"transaction_id": new_id(), "idempotency_key": f"key-{version}", "request_id": "r"}
-    header |= {"operation": "credit", "reason": "top_up", "currency": "points", "occurred_at": datetime.now(UTC)}
+    header |= {"operation": "credit", "reason": "top_up", "currency": "points"}
+    at = changes.pop("occurred_at", datetime.now(UTC))
     draft = TransactionDraft(
         **(header | changes), owner_id=f"user:{user_id}", moves=(Movement(ISSUER, available(user_id), 5),)
     )
-    state = WalletState(balances={Bucket.AVAILABLE: 5 * version}, version=version, posted_at=draft.occurred_at)
-    world.ledger.record(connection, [post(draft, {draft.owner_id: state})])
+    state = WalletState(balances={Bucket.AVAILABLE: 5 * version}, version=version, posted_at=at)
+    world.ledger.record(connection, [post(draft, {draft.owner_id: state}, at=at)])
     return draft.transaction_id
 
 
 def test_times_in_the_log_are_utc_with_microseconds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     times = [datetime(2025, 3, 30, 1, 0, 0, micro, tzinfo=UTC) for micro in (0, 1, 999999, 120000)]
     for at in times:
-        monkeypatch.setattr("points_platform.wallets.executor.now", partial(_identity, at))
+        monkeypatch.setattr(world.database, "_clock", GivenClock(partial(_identity, at)))
         world.credit(f"user-{at.microsecond}")
     with world.database.engine.begin() as connection:
         if not world.database.is_sqlite:

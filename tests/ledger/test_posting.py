@@ -55,7 +55,6 @@ def posted(operation: str, moves: Any, **header: Any) -> LedgerTransaction:
             "request_id": "request",
             "reason": "reason",
             "currency": "points",
-            "occurred_at": NOON,
             "model_id": "luna",
             "moves": tuple(moves),
             **header,
@@ -63,7 +62,9 @@ def posted(operation: str, moves: Any, **header: Any) -> LedgerTransaction:
     )
     wallet = WalletState(balances=dict.fromkeys(Bucket, MAX_POINTS), version=7, posted_at=NOON)
     accounts = [account for move in moves for account in ends(move)]
-    return post(draft, {account.account_id: wallet for account in accounts if "platform" not in account.account_id})
+    return post(
+        draft, {account.account_id: wallet for account in accounts if "platform" not in account.account_id}, at=NOON
+    )
 
 
 def ends(move: Move) -> list[Account]:

@@ -229,8 +229,10 @@ def _credited_twice_on_retry(operation: str, again: str) -> None:
     """A retry gives the one who takes the points once more."""
     attempt = executor.Executor._attempt
 
-    def credit_again(self: executor.Executor, batch: executor.Batch, connection: Connection, lock: bool) -> Any:
-        outcomes = attempt(self, batch, connection, lock)
+    def credit_again(
+        self: executor.Executor, batch: executor.Batch, connection: Connection, lock: bool, at: Any
+    ) -> Any:
+        outcomes = attempt(self, batch, connection, lock, at)
         for task in batch.tasks if lock and batch.outcomes is outcomes else ():
             if task.key[1] == operation and connection.execute(text(again), vars(task.request)).rowcount:
                 reached()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from points_platform.core import Database
+from points_platform.core.values import now
 from points_platform.wallets import WalletService
 from points_platform.wallets.operations import OPERATIONS
 from support.examples import EXAMPLES
@@ -24,7 +25,7 @@ WAYS = {"sqlite": ("sqlite", True), "postgresql": ("postgresql", True), "stepwis
 def database_of(request: pytest.FixtureRequest, stack: ExitStack, way: str) -> Database:
     engine, single_statement = WAYS[way]
     url = stack.enter_context(request.getfixturevalue(f"{engine}_databases").fresh())
-    return stack.enter_context(Database(url, single_statement=single_statement))
+    return stack.enter_context(Database(url, single_statement=single_statement, clock=now))
 
 
 @pytest.fixture(params=list(WAYS))

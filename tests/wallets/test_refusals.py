@@ -96,7 +96,7 @@ def test_the_table_of_errors_is_complete() -> None:
         for value in vars(core).values()
         if isinstance(value, type) and issubclass(value, WalletError) and value is not WalletError
     }
-    assert errors == {*ERRORS, core.SchemaVersionError, core.LedgerDamagedError}
+    assert errors == {*ERRORS, core.ClockSkewError, core.SchemaVersionError, core.LedgerDamagedError}
 
 
 @pytest.mark.parametrize("kind", ERRORS)

@@ -34,6 +34,7 @@ from points_platform.core import (
     WalletError,
 )
 from points_platform.core.statement import Statement
+from points_platform.core.values import now
 from points_platform.ledger import ISSUER, Account, Bucket, Movement, TransactionDraft
 from points_platform.ledger.accounts import WALLETS, available
 from points_platform.wallets import DepositRequest, WalletConfig, WalletService
@@ -67,7 +68,7 @@ ONE_TRY = WalletConfig(max_retry_attempts=0)
 @pytest.fixture
 def here(postgresql_url: str) -> Iterator[World]:
     """A platform whose operations have one try, and wait for a row lock as long as it takes."""
-    with Database(postgresql_url, lock_timeout_ms=60_000) as database:
+    with Database(postgresql_url, lock_timeout_ms=60_000, clock=now) as database:
         world = World(database, config=ONE_TRY)
         world.wallets.get_user_balance("nobody")  # the first read also checks the schema
         yield world
@@ -219,7 +220,6 @@ def drafted(**changes: Any) -> TransactionDraft:
         "request_id": "request",
         "reason": "top_up",
         "currency": "points",
-        "occurred_at": NOON,
     }
     return TransactionDraft(**header | changes)
 
@@ -255,7 +255,7 @@ def test_a_need_that_guards_nothing_that_is_written_is_an_error_and_nothing_is_s
         pytest.fail("it was sent")
 
     with pytest.raises(ValueError, match="guard"):
-        single.carry_out(execute, decision, drafted(moves=moves), lock_timeout="1000ms")
+        single.carry_out(execute, decision, drafted(moves=moves))
 
 
 @dataclass
@@ -464,7 +464,7 @@ class Way:
 def both_ways(*urls: str) -> Iterator[tuple[Way, Way]]:
     """One statement at a time, and the other way; neither may ever need a second try."""
     with ExitStack() as stack:
-        databases = (Database(url, single_statement=not n) for n, url in enumerate(urls))
+        databases = (Database(url, single_statement=not n, clock=now) for n, url in enumerate(urls))
         worlds = [World(stack.enter_context(database), config=ONE_TRY) for database in databases]
         uncached = WalletConfig(max_retry_attempts=0, idempotency_cache_size=0)
         alone, other = (Way(world, world.service(config=uncached)) for world in worlds)

@@ -180,7 +180,7 @@ def pull_down_the_walls(connection: Connection) -> None:
 
 
 def play_on(url: str) -> Iterator[Played]:
-    with Database(url) as database:
+    with Database(url, clock=now) as database:
         played = Played(World(database), make_url(url))
         with played.engine.begin() as connection:
             pull_down_the_walls(connection)

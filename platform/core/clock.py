@@ -1,0 +1,121 @@
+"""What time it is. The database says it, since processes disagree: one that is ahead would date a wallet's future.
+
+PostgreSQL's time is told by statements that are sent anyway: a transaction begins with it, and a single statement
+returns it. What a single statement is dated by is that time, carried on by the process's steady clock; the statement
+itself has it judged by the server, and writes nothing where the two are further apart than ``TOLERANCE``. SQLite is in
+the process, and is asked each time.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Protocol
+
+from .errors import InvalidRequestError
+from .values import check_time
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# What a statement may take to the server, and what its clock may be set by, without a second try.
+TOLERANCE = timedelta(seconds=5)
+FOREVER = "Infinity"
+RENEWED_S = 60.0
+
+
+def microseconds(time: str) -> str:
+    """PostgreSQL's SQL for a time as a number, which no DateStyle makes unreadable; ``at`` is the way back."""
+    return f"(1000000 * extract(epoch FROM {time}))::bigint"
+
+
+def at(microseconds: str | int) -> datetime:
+    """The time that ``microseconds`` told."""
+    return EPOCH + timedelta(microseconds=int(microseconds))
+
+
+_sqlite = sqlite3.connect(":memory:", check_same_thread=False)
+
+
+class Clock(Protocol):
+    """What time it is, by whoever decides that."""
+
+    @property
+    def tolerance(self) -> str:
+        """How many seconds a single statement may be from the server's time, as PostgreSQL takes it."""
+        ...
+
+    def now(self) -> datetime | None:
+        """The time; ``None`` while nobody has told it."""
+        ...
+
+    def told(self, server: datetime, asked_at: float) -> datetime:
+        """Take notice of the server's time, asked for at ``asked_at`` of ``steady``; returns that of this clock."""
+        ...
+
+
+# Seconds of the process that nobody sets, from some beginning; past what freezes Python's time, where there is a way.
+steady: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_MONOTONIC) if hasattr(time, "clock_gettime") else time.monotonic
+)
+
+
+class ServersClock:
+    """PostgreSQL's: what the server has told, and what has passed since.
+
+    A statement takes a while to the server, so what it tells is that much ahead of when it was sent: of all that was
+    told in the last minute the least is right. (Cristian, Probabilistic clock synchronization, 1989.)
+    """
+
+    tolerance = str(TOLERANCE.total_seconds())
+
+    def __init__(self) -> None:
+        self._began: datetime | None = None
+        self._told_at = 0.0
+
+    def now(self) -> datetime | None:
+        """The server's time, as far as it is known."""
+        began = self._began
+        return None if began is None else began + timedelta(seconds=steady())
+
+    def told(self, server: datetime, asked_at: float) -> datetime:
+        """Go on from there, if it is better than what is known; the server's time itself."""
+        told, known = server - timedelta(seconds=asked_at), self._began
+        if known is None or told < known or told > known + TOLERANCE / 2 or asked_at > self._told_at + RENEWED_S:
+            self._began, self._told_at = told, asked_at
+        return server
+
+
+class SqlitesClock:
+    """SQLite's own, which is the machine's: no test that freezes Python's time reaches it. Whole milliseconds."""
+
+    tolerance = FOREVER
+
+    def now(self) -> datetime:
+        """The time of the machine."""
+        (text,) = _sqlite.execute("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')").fetchone()
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+    def told(self, server: datetime, asked_at: float) -> datetime:
+        """The time of the machine."""
+        return self.now()
+
+
+class GivenClock:
+    """A caller's own, whatever the server says. Raises ``InvalidRequestError`` for what is no clock."""
+
+    tolerance = FOREVER
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        if not callable(clock):
+            raise InvalidRequestError(field="clock", value=clock, expected="a function that returns the time")
+        self._clock = clock
+        self.now()
+
+    def now(self) -> datetime:
+        """The time by the caller's clock, which must be aware."""
+        at: datetime = check_time("clock", self._clock())
+        return at
+
+    def told(self, server: datetime, asked_at: float) -> datetime:
+        """The time by the caller's clock."""
+        return self.now()
