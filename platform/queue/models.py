@@ -7,14 +7,16 @@ import re
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from jwt import InvalidKeyError, get_algorithm_by_name
+from jwt import InvalidKeyError, PyJWK, get_algorithm_by_name
 from jwt.algorithms import HMACAlgorithm
+from jwt.utils import force_bytes
 
 from ..core.errors import InvalidRequestError
 from ..core.plain import one
@@ -42,6 +44,14 @@ KeyMaterial = str | bytes | PrivateKey | PublicKey
 THUMBPRINT_MEMBERS = {"oct": ("k", "kty"), "OKP": ("crv", "kty", "x"), "EC": ("crv", "kty", "x", "y")}
 
 
+class LookedAt(HMACAlgorithm):
+    """HMAC with a secret that is known to be no key of another kind."""
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        """The secret as it is."""
+        return force_bytes(key)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AuthorizationKey:
     """A key with its one algorithm and its ``kid``. ``signing`` is ``None`` for a public key.
@@ -54,6 +64,16 @@ class AuthorizationKey:
     algorithm: str
     signing: Any = field(repr=False)
     verifying: Any = field(repr=False)
+
+    @cached_property
+    def verifier(self) -> Any:
+        """What PyJWT verifies with. A secret has been looked at once: it would look at it anew for each token."""
+        if self.algorithm != "HS256":
+            return self.verifying
+        secret = HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(self.verifying)
+        key = PyJWK.from_dict(HMACAlgorithm.to_jwk(secret, as_dict=True), "HS256")
+        key.Algorithm = LookedAt(HMACAlgorithm.SHA256)
+        return key
 
     @classmethod
     def of(cls, material: KeyMaterial, *, kid: str | None = None) -> "AuthorizationKey":

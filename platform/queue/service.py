@@ -106,7 +106,7 @@ class AuthorizationVerifier:
             keys, key = self._key_of(text, header)
             claims: dict[str, Any] = jwt.decode(
                 text,
-                key.verifying,
+                key.verifier,
                 algorithms=[key.algorithm],
                 leeway=self._leeway,
                 issuer=self._issuer,

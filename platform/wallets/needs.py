@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Table
 
@@ -45,8 +45,7 @@ class State(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(NamedTuple):
     """A condition on one row: an owner's wallet, or the row of a table and a key.
 
     ``condition`` names the row's columns as ``{row}.column`` and its values as ``{name}``, with their types.
@@ -57,8 +56,7 @@ class Guard:
     values: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Making:
+class Making(NamedTuple):
     """Making the row is the guard: nobody else can have made one of this table and key."""
 
     on: tuple[Table, Key]
