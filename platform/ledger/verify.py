@@ -299,10 +299,15 @@ def _walls(connection: Connection, since: int) -> Iterator[Finding]:
     """Triggers, constraints and indexes that are not there, or not in force: what a promise rests on."""
     for (kind, table, name, says), found in broken(connection, schema_of(connection)):
         ids = {"table": table, "name": name} if table else {"function": name}
-        yield Finding(kind=WALLS.get(kind, f"{kind}_missing"), ids=ids, expected=says, found=found)
+        yield Finding(kind=WALLS[kind], ids=ids, expected=says, found=found)
 
 
-WALLS = {"function": "trigger_missing"}
+WALLS: dict[str, Kind] = {
+    "trigger": "trigger_missing",
+    "function": "trigger_missing",
+    "constraint": "constraint_missing",
+    "index": "index_missing",
+}
 SCHEMA_CHECKS: dict[str, Check] = {"triggers, constraints and indexes": _walls}
 _FUTURE = f"""
     SELECT t.transaction_id, t.occurred_at, MAX(e.posted_at) AS posted_at

@@ -237,7 +237,7 @@ class WalletService:
         asked = partial(reads.wallet, owner_id=user_owner(key["user_id"]), currency=key["currency"])
         row = self.database.ask(asked, session=session)
         available, escrow, version = (row.available, row.escrow, row.version) if row else (0, 0, 0)
-        total, at = available + escrow, self._database.now()
+        total, at = available + escrow, self.database.now()
         return UserBalance(**key, available=available, escrow=escrow, total=total, version=version, as_of=at)
 
     def get_model_balance(
@@ -248,7 +248,7 @@ class WalletService:
         asked = partial(reads.wallet, owner_id=model_owner(key["model_id"]), currency=key["currency"])
         row = self.database.ask(asked, session=session)
         earned, version = (row.earned, row.version) if row else (0, 0)
-        return ModelBalance(**key, earned=earned, version=version, as_of=self._database.now())
+        return ModelBalance(**key, earned=earned, version=version, as_of=self.database.now())
 
     def get_escrow(self, escrow_id: str, user_id: str | None = None, *, session: HostSession = None) -> EscrowItem:
         """One escrow item; with ``user_id``, only if it is that user's.

@@ -49,7 +49,8 @@ def verify(
     ``StorageUnavailableError``.
     """
     check_count("since", since)
-    checks = {**LEDGER_CHECKS, TIMES: partial(check_times, latest=database.now() + TOLERANCE), **DEPOSIT_CHECKS}
+    times: Check = partial(check_times, latest=database.now() + TOLERANCE)
+    checks = {**LEDGER_CHECKS, TIMES: times, **DEPOSIT_CHECKS}
     others = checks if ledger_only else {**SCHEMA_CHECKS, **checks, **WALLET_CHECKS}
     with database.snapshot() as connection:
         if database.is_sqlite:
