@@ -8,7 +8,7 @@ types: a field of a ``Checked`` dataclass that is declared with one is checked o
 import base64
 import json
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -191,10 +191,13 @@ class Checked:
                 object.__setattr__(self, name, plain)
 
 
-def filled(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A frozen data class with a value for each of its fields, past its constructor: that takes many times as long."""
+def filled(cls: type[T], values: dict[str, Any]) -> T:
+    """A frozen data class with a value for each of its fields, past its constructor: that takes many times as long.
+
+    The values are its own from then on.
+    """
     made = object.__new__(cls)
-    vars(made).update(values)
+    object.__setattr__(made, "__dict__", values)
     return made
 
 

@@ -3,6 +3,7 @@
 On PostgreSQL one operation is tried at once, without the read: written where every need of its decision is met.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,30 +39,44 @@ class Permitted(NamedTuple):
     authorization_id: str | None = None
 
 
-class Task(NamedTuple):
-    """A request with all that it comes to, once for all attempts. ``currency`` is ``""`` where a row tells it."""
+class Drafted(NamedTuple):
+    """What a task comes to: made anew for each attempt, and let go when it is carried out, since batches are large."""
 
-    request: Request
-    key: IdempotencyKey
-    currency: str
     decision: Decision
     draft: TransactionDraft
+
+
+class Task(NamedTuple):
+    """A request, and what all its attempts have in common. ``currency`` is ``""`` where a row tells it."""
+
+    operation: Operation[Any, Any]
+    request: Request
+    authorization_id: str | None
+    key: IdempotencyKey
+    currency: str
+    transaction_id: str
+    made_id: str
     place: int | None = None
 
-    def carry_out(self, work: UnitOfWork) -> LedgerTransaction:
+    def drafted(self) -> Drafted:
+        """The decision and its transaction: the same each time, since deciding is pure."""
+        decision = self.operation.decide(self.request, Occasion(made_id=self.made_id, currency=self.currency))
+        return Drafted(decision, _draft(self, decision))
+
+    def carry_out(self, drafted: Drafted, work: UnitOfWork) -> LedgerTransaction:
         """Carry the decision out in memory, or find what the key has already done.
 
         Refuses with ``IdempotencyConflictError``, then as the needs do.
         """
         recorded = work.recorded.get(self.key)
         if recorded is None:
-            return work.carry_out(self.decision, self.draft)
+            return work.carry_out(*drafted)
         Record(recorded).check_repeats(self.request, currency=self.currency)
         return recorded
 
     def replayed(self, transaction: LedgerTransaction) -> bool:
         """By id, so that an answer lost at the commit and found by the retry is still the first one."""
-        return transaction.transaction_id != self.draft.transaction_id
+        return transaction.transaction_id != self.transaction_id
 
     def is_done(self, work: UnitOfWork) -> bool:
         """Whether an earlier attempt of this very call is what the key stands for."""
@@ -97,7 +112,7 @@ class Executor:
             record = Record(known)
             record.check_repeats(request, currency=currency)
             return record.response(replayed=True)
-        task = _task(operation, asked, key, currency)
+        task = Task(operation, request, asked.authorization_id, key, currency, new_id(), new_id())
         [transaction] = self._database.run(
             partial(self._attempt, Batch([task], atomic=True)),
             retry=self._config.retry,
@@ -138,8 +153,10 @@ class Executor:
     def _tasks(self, operation: Operation[Any, Any], asked: Sequence[Permitted | WalletError]) -> Iterator[Task]:
         for place, each in enumerate(asked):
             if not isinstance(each, WalletError):
-                key = each.request.owner_id, operation.name, each.request.idempotency_key
-                yield _task(operation, each, key, self._currency(operation, each.request), place)
+                request, authorization_id = each
+                key = request.owner_id, operation.name, request.idempotency_key
+                currency = self._currency(operation, request)
+                yield Task(operation, request, authorization_id, key, currency, new_id(), new_id(), place)
 
     def _currency(self, operation: Operation[Any, Any], request: Any) -> str:
         """What the request says, or what is meant where it says nothing."""
@@ -150,12 +167,13 @@ class Executor:
         self, task: Task, execute: Execute, connect: Callable[[], AbstractContextManager[Connection]]
     ) -> list[LedgerTransaction]:
         """In one statement, where every need is met; where one is not, see which."""
-        transaction = at_once.carry_out(execute, task.decision, task.draft)
+        drafted = task.drafted()
+        transaction = at_once.carry_out(execute, *drafted)
         if transaction is not None:
             return [transaction]
         with connect() as connection:
-            work = locked.read(connection, [locked.Wanted.by(task.decision, task.draft)], self._database.now())
-        recorded = task.carry_out(work)
+            work = locked.read(connection, [locked.Wanted.by(*drafted)], self._database.now())
+        recorded = task.carry_out(drafted, work)
         if work.posted:
             raise Stale
         return [recorded]
@@ -164,7 +182,8 @@ class Executor:
         self, batch: Batch, connection: Connection, lock: bool, at: datetime
     ) -> Sequence[LedgerTransaction | WalletError]:
         """Read, decide, write, in one transaction; or find what the keys have already done."""
-        wanted = [locked.Wanted.by(task.decision, task.draft) for task in batch.tasks]
+        drafted = deque(task.drafted() for task in batch.tasks)
+        wanted = [locked.Wanted.by(*each) for each in drafted]
         if lock or len(wanted) > 1:
             # The read is a statement of its own, after the wait: a locking read that waited sees the new
             # row beside an old snapshot of everything else.
@@ -173,7 +192,7 @@ class Executor:
         del wanted  # the garbage collector looks at all that is kept
         if batch.outcomes and any(task.is_done(work) for task in batch.tasks):
             return batch.outcomes  # the last attempt was committed, and only its answer was lost
-        outcomes = [_outcome(task, work, batch.atomic) for task in batch.tasks]
+        outcomes = [_outcome(task, drafted.popleft(), work, batch.atomic) for task in batch.tasks]
         # ── after this line the operations succeed, or are tried again whole ──
         if work.posted:
             locked.write(connection, work)
@@ -196,47 +215,39 @@ class Executor:
         return record.response(replayed=replayed)
 
 
-def _task(
-    operation: Operation[Any, Any],
-    asked: Permitted,
-    key: IdempotencyKey,
-    currency: str,
-    place: int | None = None,
-) -> Task:
-    decision = operation.decide(asked.request, Occasion(made_id=new_id(), currency=currency))
-    return Task(asked.request, key, currency, decision, _draft(operation, asked, currency, decision), place)
-
-
-def _draft(operation: Operation[Any, Any], asked: Permitted, currency: str, decision: Decision) -> TransactionDraft:
+def _draft(task: Task, decision: Decision) -> TransactionDraft:
     """The header of the transaction, as far as the request tells it, and the moves."""
-    request = asked.request
+    request = task.request
     given = vars(request)
-    details = {name: given[name] for name in operation.details if given[name] is not None}
-    header = {
-        "transaction_id": new_id(),
-        "owner_id": request.owner_id,
-        "operation": operation.name,
-        "idempotency_key": request.idempotency_key,
+    details = {name: given[name] for name in task.operation.details if given[name] is not None}
+    owner_id, operation, idempotency_key = task.key
+    header: dict[str, Any] = {
+        "transaction_id": task.transaction_id,
+        "owner_id": owner_id,
+        "operation": operation,
+        "idempotency_key": idempotency_key,
         "request_id": request.request_id,
         "reason": request.reason,
-        "currency": currency,
+        "currency": task.currency,
         "escrow_id": given.get("escrow_id"),
         "queue_item_id": given.get("queue_item_id"),
         "feature_type": given.get("feature_type"),
         "model_id": given.get("model_id"),
-        "authorization_id": asked.authorization_id,
+        "authorization_id": task.authorization_id,
         "metadata_json": None if request.metadata is None else canonical_json(request.metadata),
         "details_json": canonical_json(details) if details else None,
+        "moves": decision.moves,
+        "changes": net(decision.moves),
     }
     for row in decision.rows:
         if isinstance(row, Begun):
-            header |= row.gives
-    return filled(TransactionDraft, {**header, "moves": decision.moves, "changes": net(decision.moves)})
+            header.update(row.gives)
+    return filled(TransactionDraft, header)
 
 
-def _outcome(task: Task, work: UnitOfWork, atomic: bool) -> LedgerTransaction | WalletError:
+def _outcome(task: Task, drafted: Drafted, work: UnitOfWork, atomic: bool) -> LedgerTransaction | WalletError:
     try:
-        return task.carry_out(work)
+        return task.carry_out(drafted, work)
     except WalletError as refusal:
         if task.place is None:
             raise
