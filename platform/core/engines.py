@@ -8,10 +8,9 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
-from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from .errors import InvalidRequestError
-from .statement import is_open
 from .values import plain_string
 
 BUSY_TIMEOUT_MS = 10_000
@@ -50,11 +49,9 @@ def create(target: str | URL) -> Engine:
         raise _unusable(url.drivername)
     _check_file(url)
     try:
-        engine = create_engine(url, pool_size=16, max_overflow=16, pool_reset_on_return=None)
+        return create_engine(url, pool_size=16, max_overflow=16)
     except (TypeError, ValueError, ArgumentError):
         raise _unusable(f"{url.drivername} with options that it does not know") from None
-    event.listen(engine, "reset", _roll_back_what_is_open)
-    return engine
 
 
 def reading_only(engine: Engine) -> Engine:
@@ -204,12 +201,6 @@ def _set(cursor: Any, pragma: str) -> None:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF != SQLITE_BUSY or time.monotonic() > until:
                 raise
         time.sleep(WAL_PAUSE)
-
-
-def _roll_back_what_is_open(dbapi_connection: Any, record: ConnectionPoolEntry, state: PoolResetState) -> None:
-    # What SQLAlchemy would do for every connection that comes back; nearly all have ended their transactions.
-    if is_open(dbapi_connection):
-        dbapi_connection.rollback()
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -99,14 +99,8 @@ def give_up(pooled: PoolProxiedConnection) -> None:
 
 def in_transaction(pooled: PoolProxiedConnection) -> bool:
     """Whether a transaction is open on the connection: a listener of the host's may have begun one."""
-    return is_open(pooled.dbapi_connection)
-
-
-def is_open(connection: Any) -> bool:
-    """The same of a driver's connection, psycopg's or SQLite's."""
-    if isinstance(connection, Connection):
-        return connection.pgconn.transaction_status != pq.TransactionStatus.IDLE
-    return bool(connection.in_transaction)
+    connection: Connection[Any] = pooled.dbapi_connection  # type: ignore[assignment]
+    return connection.pgconn.transaction_status != pq.TransactionStatus.IDLE
 
 
 def _as_bytes(values: Sequence[str | int | datetime | None], encoding: str) -> list[bytes | None]:
