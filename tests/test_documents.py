@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from points_platform import events, wallets
+from points_platform.core import every
 from points_platform.events import EventBus
 from points_platform.events.models import WalletEvent
 from points_platform.ledger import Account, Bucket
@@ -18,6 +19,7 @@ from points_platform.wallets.operation import Request, Response
 from points_platform.wallets.operations import OPERATIONS
 from support.world import World
 
+CODES = {"default_currency": "a code", "currencies": "codes"}
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "WALLET_ESCROW_ARCHITECTURE.md").read_text(encoding="utf-8")
 
 
@@ -71,7 +73,7 @@ def test_the_classes_names_and_fields_of_events_are_those_of_the_classes() -> No
 def test_the_settings_are_those_of_the_class_with_their_defaults_and_limits() -> None:
     listed = {row[0].strip("`"): (row[1], row[2]) for row in table("`WalletConfig` | default |")}
     assert listed == {
-        field.name: (str(field.default), f"0 to {LIMITS[field.name]}" if field.name in LIMITS else "a code")
+        field.name: (str(field.default), f"0 to {LIMITS[field.name]}" if field.name in LIMITS else CODES[field.name])
         for field in dataclasses.fields(WalletConfig)
     }
 
@@ -82,9 +84,10 @@ def test_the_examples_of_reading_run(world: World) -> None:
     hold = world.hold()
     now = datetime.now(UTC)
     names: dict[str, Any] = {"wallets": world.wallets, "ledger": world.ledger, "hold": hold, "now": now}
-    names |= {"Account": Account, "Bucket": Bucket, "yesterday": now - timedelta(days=1)}
+    names |= {"every": every, "Account": Account, "Bucket": Bucket, "yesterday": now - timedelta(days=1)}
     exec(example, names)
     assert (names["balance"].available, names["earned"], names["then"]) == (70, 0, 0)
+    assert ([balance.available for balance in names["balances"]], names["held"]) == ([70], [30])
     assert names["item"].escrow_id == hold.escrow_id
     assert len(names["lines"]) == 3
     assert len(names["days"]) in {2, 3}

@@ -523,6 +523,8 @@ SIGNATURES: list[tuple[Any, list[str]]] = [
     (core.Database.close, []),
     (wallets.WalletService.get_user_balance, ["user_id", "currency=None", "*session=None"]),
     (wallets.WalletService.get_model_balance, ["model_id", "currency=None", "*session=None"]),
+    (wallets.WalletService.get_user_balances, ["user_id", "*session=None"]),
+    (wallets.WalletService.get_model_balances, ["model_id", "*session=None"]),
     (wallets.WalletService.get_escrow, ["escrow_id", "user_id=None", "*session=None"]),
     (
         wallets.WalletService.list_escrows,
@@ -574,7 +576,14 @@ def test_mutating_methods_take_a_request_an_authorization_where_needed_and_a_ses
 
 
 READING = {
-    wallets.WalletService: {"get_user_balance", "get_model_balance", "get_escrow", "list_escrows"},
+    wallets.WalletService: {
+        "get_user_balance",
+        "get_user_balances",
+        "get_model_balance",
+        "get_model_balances",
+        "get_escrow",
+        "list_escrows",
+    },
     ledger.LedgerService: {
         "transaction",
         "transactions",
@@ -655,6 +664,17 @@ def test_the_errors_are_exactly_these_with_these_codes_and_all_are_drawn_in_the_
     assert sorted(refused) == sorted(refusals.__all__)
     assert {name for name in core.__all__ if name in ERRORS or name == "WalletError"} == {*ERRORS, "WalletError"}
     assert set(refusals.__all__) <= set(wallets.__all__)
+
+
+def test_pages_the_database_and_errors_are_importable_from_where_one_looks() -> None:
+    everywhere = {"Database": core.Database, "Page": core.Page, "every": core.every}
+    everywhere |= {name: getattr(core, name) for name in (*errors.__all__, *refusals.__all__)}
+    for package in (core, ledger, wallets):
+        assert {name: getattr(package, name, None) for name in everywhere} == everywhere, package.__name__
+        assert set(everywhere) <= set(package.__all__), package.__name__
+    for name in ("WalletError", "InvalidRequestError", "InvalidAuthorizationError"):
+        assert getattr(queue, name) is everywhere[name]
+    assert queue.QueueAuthorization is wallets.QueueAuthorization
 
 
 # ── what is packaged ──

@@ -3,7 +3,7 @@
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from importlib import metadata
@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo
 import typer
 
 from ..core import Database, InvalidRequestError
-from ..core.values import MAX_PAGE, Page, check_time, now
-from ..ledger import Account, LedgerService, StatementLine
+from ..core.values import MAX_PAGE, check_time, every, now
+from ..ledger import Account, LedgerService
 from ..ledger.accounts import WALLETS, Bucket
 from ..queue import AuthorizationVerifier
 from ..wallets import EscrowStatus, WalletService
@@ -218,7 +218,7 @@ def statement(
         which |= {"queue_item_id": queue_item, "request_id": request, "since": since, "until": until}
         read = partial(LedgerService(opened).entries, owner, currency, **which)
         if as_csv:
-            tables.write_csv(_all_lines(read))
+            tables.write_csv(every(read))
             return
         page = read(newest_first=newest_first, limit=limit, after=after)
     if as_json:
@@ -251,15 +251,6 @@ def earnings(
     zone = ZoneInfo(timezone)
     rows = [(f"{period.start.astimezone(zone):%Y-%m-%d}", {"earned": period.earned}) for period in periods]
     show(tables.amounts(f"model:{model} ({currency})", rows, first=f"{per} ({timezone})"))
-
-
-def _all_lines(read: Callable[..., Page[StatementLine]]) -> Iterator[StatementLine]:
-    cursor = None
-    while True:
-        page = read(limit=MAX_PAGE, after=cursor)
-        yield from page.items
-        if (cursor := page.next) is None:
-            return
 
 
 def _hint(cursor: str | None) -> None:

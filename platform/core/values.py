@@ -8,11 +8,11 @@ types: a field of a ``Checked`` dataclass that is declared with one is checked o
 import base64
 import json
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, Generic, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, get_type_hints
 
 import uuid_utils
 
@@ -26,6 +26,7 @@ MAX_METADATA_DEPTH = 32
 MAX_PAGE = 1000
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Check = Callable[[str, Any], Any]
 
 
@@ -231,6 +232,32 @@ class Page(Generic[T]):
 
     items: tuple[T, ...]
     next: str | None
+
+
+def every(read: Callable[P, Page[T]], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    """Every item of what is read in pages: ``for line in every(ledger.entries, "user:ana", "points")``.
+
+    The method's own arguments follow it; pages are as large as may be unless ``limit`` says otherwise, ``after`` is
+    where to begin. The first page is read at once, each other one when its turn comes, as of then. Raises
+    ``InvalidRequestError`` for what is no method that answers a page, and what the method raises.
+    """
+    options: dict[str, Any] = {"limit": MAX_PAGE, **kwargs}
+    _check_page(read, callable(read))
+    page = read(*args, **options)
+    _check_page(read, isinstance(page, Page))
+
+    def items(page: Page[T]) -> Iterator[T]:
+        yield from page.items
+        while page.next is not None:
+            options["after"] = page.next
+            page = read(*args, **options)
+            yield from page.items
+
+    return items(page)
+
+
+def _check_page(read: object, fits: bool) -> None:
+    check_part("read", read, "a method that answers a Page, like wallets.list_escrows", fits=fits)
 
 
 def check_part(field: str, value: object, expected: str, *, fits: bool) -> None:

@@ -1,5 +1,11 @@
 """The append-only double-entry ledger: the one record that everything else is a view of."""
 
+from ..core import errors as _errors
+from ..core import refusals as _refusals
+from ..core.database import Database
+from ..core.errors import *
+from ..core.refusals import *
+from ..core.values import Page, every
 from .accounts import ISSUER, REVENUE, Account, Bucket, Movement, Touch
 from .models import (
     EarningsPeriod,
@@ -21,6 +27,7 @@ __all__ = [
     "REVENUE",
     "Account",
     "Bucket",
+    "Database",
     "EarningsPeriod",
     "LedgerEntry",
     "LedgerService",
@@ -29,11 +36,15 @@ __all__ = [
     "LogHead",
     "LogReader",
     "Movement",
+    "Page",
     "Sealed",
     "Sealer",
     "StatementLine",
     "Touch",
     "TransactionDraft",
     "WalletState",
+    "every",
     "post",
 ]
+__all__ += _errors.__all__
+__all__ += _refusals.__all__

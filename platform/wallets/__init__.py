@@ -1,7 +1,11 @@
 """The wallets: what a platform's redemption flows, queue and dashboards call."""
 
+from ..core import errors as _errors
 from ..core import refusals as _refusals
+from ..core.database import Database
+from ..core.errors import *
 from ..core.refusals import *
+from ..core.values import Page, every
 from .authorization import Authorizer, QueueAuthorization
 from .books import Books, books
 from .config import WalletConfig
@@ -27,6 +31,7 @@ from .service import WalletService
 __all__ = [
     "Authorizer",
     "Books",
+    "Database",
     "DepositRequest",
     "DepositResponse",
     "EscrowHeld",
@@ -46,6 +51,7 @@ __all__ = [
     "ModelBalance",
     "OpenWalletRequest",
     "OpenWalletResponse",
+    "Page",
     "QueueAuthorization",
     "QueuePartialSettlementAuthorization",
     "QueueRefundAuthorization",
@@ -68,7 +74,9 @@ __all__ = [
     "WalletTransferred",
     "books",
     "event_of",
+    "every",
     "request_of",
     "response_of",
 ]
+__all__ += _errors.__all__
 __all__ += _refusals.__all__

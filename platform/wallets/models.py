@@ -170,6 +170,13 @@ class UserBalance:
     version: int
     as_of: datetime
 
+    @classmethod
+    def of(cls, user_id: str, currency: str, row: Any, *, as_of: datetime) -> "UserBalance":
+        """The balance that a row of the table is, or none."""
+        available, escrow, version = (row.available, row.escrow, row.version) if row else (0, 0, 0)
+        points = {"available": available, "escrow": escrow, "total": available + escrow}
+        return cls(user_id=user_id, currency=currency, **points, version=version, as_of=as_of)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelBalance:
@@ -180,3 +187,9 @@ class ModelBalance:
     earned: int
     version: int
     as_of: datetime
+
+    @classmethod
+    def of(cls, model_id: str, currency: str, row: Any, *, as_of: datetime) -> "ModelBalance":
+        """The balance that a row of the table is, or none."""
+        earned, version = (row.earned, row.version) if row else (0, 0)
+        return cls(model_id=model_id, currency=currency, earned=earned, version=version, as_of=as_of)

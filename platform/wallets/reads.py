@@ -15,6 +15,12 @@ def wallet(connection: Connection, owner_id: str, currency: str) -> Row[Any] | N
     return connection.execute(select(table).where(*_is(table, {"owner_id": owner_id, "currency": currency}))).first()
 
 
+def wallets(connection: Connection, owner_id: str) -> Sequence[Row[Any]]:
+    """All wallets of an owner, by currency."""
+    table = wallet_table(owner_id)
+    return connection.execute(select(table).where(*_is(table, {"owner_id": owner_id})).order_by(table.c.currency)).all()
+
+
 def items(
     connection: Connection,
     equal: Mapping[str, str],

@@ -9,13 +9,14 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from sqlalchemy import Row
+
 from ..core.errors import InvalidRequestError, WalletError
 from ..core.plain import one
 from ..core.refusals import EscrowNotFoundError
 from ..core.sessions import HostSession
 from ..core.values import (
     Page,
-    check_code,
     check_identifier,
     check_limit,
     check_part,
@@ -233,22 +234,34 @@ class WalletService:
         self, user_id: str, currency: str | None = None, *, session: HostSession = None
     ) -> UserBalance:
         """A user's balance, zero for an unknown user. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
-        key = {"user_id": check_name("user_id", user_id), "currency": self._currency(currency)}
-        asked = partial(reads.wallet, owner_id=user_owner(key["user_id"]), currency=key["currency"])
-        row = self.database.ask(asked, session=session)
-        available, escrow, version = (row.available, row.escrow, row.version) if row else (0, 0, 0)
-        total, at = available + escrow, self.database.now()
-        return UserBalance(**key, available=available, escrow=escrow, total=total, version=version, as_of=at)
+        name, currency = check_name("user_id", user_id), self._currency(currency)
+        row = self._wallet(user_owner(name), currency, session)
+        return UserBalance.of(name, currency, row, as_of=self.database.now())
+
+    def get_user_balances(self, user_id: str, *, session: HostSession = None) -> list[UserBalance]:
+        """A user's balances in all currencies in which there is a wallet, by currency; empty for an unknown user.
+
+        Raises ``InvalidRequestError``, ``StorageUnavailableError``.
+        """
+        name = check_name("user_id", user_id)
+        found = self.database.ask(partial(reads.wallets, owner_id=user_owner(name)), session=session)
+        at = self.database.now()
+        return [UserBalance.of(name, row.currency, row, as_of=at) for row in found]
 
     def get_model_balance(
         self, model_id: str, currency: str | None = None, *, session: HostSession = None
     ) -> ModelBalance:
         """A model's earnings, zero for an unknown one. Raises ``InvalidRequestError``, ``StorageUnavailableError``."""
-        key = {"model_id": check_name("model_id", model_id), "currency": self._currency(currency)}
-        asked = partial(reads.wallet, owner_id=model_owner(key["model_id"]), currency=key["currency"])
-        row = self.database.ask(asked, session=session)
-        earned, version = (row.earned, row.version) if row else (0, 0)
-        return ModelBalance(**key, earned=earned, version=version, as_of=self.database.now())
+        name, currency = check_name("model_id", model_id), self._currency(currency)
+        row = self._wallet(model_owner(name), currency, session)
+        return ModelBalance.of(name, currency, row, as_of=self.database.now())
+
+    def get_model_balances(self, model_id: str, *, session: HostSession = None) -> list[ModelBalance]:
+        """A model's earnings in all currencies. Answers and raises as ``get_user_balances`` does."""
+        name = check_name("model_id", model_id)
+        found = self.database.ask(partial(reads.wallets, owner_id=model_owner(name)), session=session)
+        at = self.database.now()
+        return [ModelBalance.of(name, row.currency, row, as_of=at) for row in found]
 
     def get_escrow(self, escrow_id: str, user_id: str | None = None, *, session: HostSession = None) -> EscrowItem:
         """One escrow item; with ``user_id``, only if it is that user's.
@@ -298,8 +311,11 @@ class WalletService:
         items = tuple(found[:limit])
         return Page(items=items, next=encode_cursor(items[-1].escrow_id) if len(found) > limit else None)
 
+    def _wallet(self, owner_id: str, currency: str, session: HostSession) -> Row[Any] | None:
+        return self.database.ask(partial(reads.wallet, owner_id=owner_id, currency=currency), session=session)
+
     def _currency(self, currency: str | None) -> str:
-        return self._config.default_currency if currency is None else check_code("currency", currency)
+        return self._config.currency(currency)
 
     def _one(self, operation: Operation[Req, Resp], session: HostSession, *given: object) -> Resp:
         self._check(session)
@@ -328,6 +344,8 @@ class WalletService:
             # Only its type: it may be the authorization, in the wrong place.
             expected = one(operation.request)
             raise InvalidRequestError(field="request", value=one(type(request)), expected=expected)
+        if self._config.currencies is not None and not operation.currency_of_hold:
+            self._config.currency(request.currency)
         permission = operation.authorization
         if permission is None:
             return Permitted(request)

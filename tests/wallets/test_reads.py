@@ -13,6 +13,7 @@ from points_platform.core import EscrowNotFoundError, InvalidRequestError
 from points_platform.core.values import encode_cursor
 from points_platform.wallets import EscrowItem, EscrowStatus, ModelBalance, UserBalance, WalletConfig
 from support.answers import told
+from support.statements import statements
 from support.world import World
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -79,6 +80,36 @@ def test_an_unknown_user_or_model_has_nothing_and_reading_creates_nothing(world:
             model_id="ana", currency="gems", earned=0, version=0, as_of=NOON
         )
     assert world.snapshot() == rows
+
+
+def test_all_balances_of_an_owner_in_all_currencies(world: World) -> None:
+    assert (world.wallets.get_user_balances("ana"), world.wallets.get_model_balances("luna")) == ([], [])
+    for currency, amount in (("points", 100), ("gems", 50), ("a_first", 7)):
+        world.credit(amount=amount, currency=currency)
+        world.credit("ben", 1000, currency=currency)
+        held = world.hold(amount=5, currency=currency)
+        world.settle(held.escrow_id, amount=5)
+    world.hold(amount=20, currency="gems")
+    with freeze_time(NOON):
+        users, models = world.wallets.get_user_balances("ana"), world.wallets.get_model_balances("luna")
+        each = [world.wallets.get_user_balance("ana", currency) for currency in ("a_first", "gems", "points")]
+        assert [world.wallets.get_model_balance("luna", balance.currency) for balance in each] == models
+    assert users == each
+    assert [(balance.currency, balance.available, balance.escrow) for balance in users] == [
+        ("a_first", 2, 0),
+        ("gems", 25, 20),
+        ("points", 95, 0),
+    ]
+    assert field_refused(world.wallets.get_user_balances, user_id="user:ana") == "user_id"
+    assert field_refused(world.wallets.get_model_balances, model_id="") == "model_id"
+
+
+def test_all_balances_are_one_statement(world: World) -> None:
+    for currency in ("points", "gems"):
+        world.credit(currency=currency)
+    with statements(world.database.engine) as seen:
+        assert len(world.wallets.get_user_balances("ana")) == 2
+    assert len([each for each in seen if each.startswith("SELECT")]) == 1
 
 
 def test_balances_say_what_there_is_now(world: World) -> None:

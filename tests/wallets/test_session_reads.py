@@ -35,6 +35,12 @@ def reads(world: World, escrow_id: str, transaction_id: str) -> dict[str, Callab
     return {
         "get_user_balance": lambda session: wallets.get_user_balance("ana", session=session).escrow,
         "get_model_balance": lambda session: wallets.get_model_balance("luna", session=session).earned,
+        "get_user_balances": lambda session: [
+            (balance.currency, balance.escrow) for balance in wallets.get_user_balances("ana", session=session)
+        ],
+        "get_model_balances": lambda session: [
+            (balance.currency, balance.earned) for balance in wallets.get_model_balances("luna", session=session)
+        ],
         "get_escrow": item,
         "list_escrows": lambda session: len(wallets.list_escrows(user_id="ana", session=session).items),
         "transaction": lambda session: ledger.transaction(transaction_id, session=session) is not None,
@@ -56,6 +62,8 @@ def balance(world: World, session: Session | None) -> int:
 BEFORE = {
     "get_user_balance": 0,
     "get_model_balance": 10,
+    "get_user_balances": [("points", 0)],
+    "get_model_balances": [("points", 10)],
     "get_escrow": "none",
     "list_escrows": 1,
     "transaction": False,
@@ -71,6 +79,8 @@ BEFORE = {
 AFTER = {
     "get_user_balance": 30,
     "get_model_balance": 17,
+    "get_user_balances": [("points", 30)],
+    "get_model_balances": [("points", 17)],
     "get_escrow": "held",
     "list_escrows": 3,
     "transaction": True,
