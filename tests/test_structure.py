@@ -589,6 +589,7 @@ READING = {
         "transactions",
         "transactions_of_escrow",
         "entries",
+        "statement",
         "balance_as_of",
         "earnings",
         "head",

@@ -15,6 +15,7 @@ from .models import (
     LogHead,
     Sealed,
     StatementLine,
+    StatementTransaction,
     TransactionDraft,
     WalletState,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Sealed",
     "Sealer",
     "StatementLine",
+    "StatementTransaction",
     "Touch",
     "TransactionDraft",
     "WalletState",

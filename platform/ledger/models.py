@@ -173,7 +173,7 @@ class LedgerTransaction(TransactionHeader):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatementLine(LedgerEntry):
+class StatementLine(LedgerEntry, HasMetadata):
     """An entry of a statement, with what its transaction was."""
 
     transaction_id: str
@@ -184,6 +184,36 @@ class StatementLine(LedgerEntry):
     idempotency_key: str
     escrow_id: str | None
     queue_item_id: str | None
+    feature_type: str | None
+    model_id: str | None
+    metadata_json: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatementTransaction(TransactionHeader):
+    """One transaction in an owner's statement: what it was, and what it did to this owner's accounts."""
+
+    entries: tuple[LedgerEntry, ...]
+
+    @property
+    def posted_at(self) -> datetime:
+        """When it was posted on these accounts."""
+        return self.entries[0].posted_at
+
+    @property
+    def wallet_version(self) -> int | None:
+        """The version that it gave the owner's wallet; ``None`` for the platform, which has none."""
+        return self.entries[0].wallet_version
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """By bucket what it added, in minor units: a hold of 30 is ``{"available": -30, "escrow": 30}``."""
+        return {entry.bucket: entry.amount for entry in self.entries}
+
+    @property
+    def balances(self) -> dict[str, int | None]:
+        """By bucket the balance after it, of the buckets that it touched; ``None`` for the platform's."""
+        return {entry.bucket: entry.balance_after for entry in self.entries}
 
 
 class WalletState(NamedTuple):

@@ -23,7 +23,7 @@ from ..core.values import (
 )
 from . import store
 from .accounts import PLATFORM, WALLETS, Account, accounts_of, check_name, earned, has_wallet
-from .models import EarningsPeriod, LedgerTransaction, StatementLine
+from .models import EarningsPeriod, LedgerTransaction, StatementLine, StatementTransaction
 from .periods import period_edges
 from .sealing import LedgerLog
 
@@ -102,17 +102,45 @@ class LedgerService(LedgerLog):
         """
         values = {"operation": operation, "reason": reason, "escrow_id": escrow_id}
         equal = _filters({**values, "queue_item_id": queue_item_id, "request_id": request_id})
-        span = tuple(None if time is None else check_time(n, time) for n, time in (("since", since), ("until", until)))
-        accounts, edge = _accounts(account_id, bucket), None if after is None else _edge(after)
-        currency = check_code("currency", currency)
+        span, edge = _span(since, until), None if after is None else _edge(after)
+        which = store.Which(_accounts(account_id, bucket), check_code("currency", currency), equal, span)
         more = check_limit("limit", limit) + 1
-
-        def asked(connection: Connection) -> list[StatementLine]:
-            return store.lines(connection, accounts, currency, equal, span, limit=more, after=edge, newest=newest_first)
-
+        asked = partial(store.lines, which=which, limit=more, after=edge, newest=newest_first)
         found = self.database.ask(asked, session=session)
         items = tuple(found[:limit])
         return Page(items=items, next=_cursor(items[-1]) if len(found) > limit else None)
+
+    def statement(
+        self,
+        account_id: str,
+        currency: str,
+        *,
+        operation: str | None = None,
+        reason: str | None = None,
+        escrow_id: str | None = None,
+        queue_item_id: str | None = None,
+        request_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        newest_first: bool = False,
+        limit: int = 50,
+        after: str | None = None,
+        session: HostSession = None,
+    ) -> Page[StatementTransaction]:
+        """The same as ``entries`` with one line for each transaction, though it has two entries, as a hold has.
+
+        A line has all that the transaction was (feature, model, metadata and details too), and what it did to each
+        bucket of this owner. Filters, order, and what it raises are those of ``entries``; the cursors are its own.
+        """
+        values = {"operation": operation, "reason": reason, "escrow_id": escrow_id}
+        equal = _filters({**values, "queue_item_id": queue_item_id, "request_id": request_id})
+        span, edge = _span(since, until), None if after is None else _edge_beyond(after, newest_first)
+        which = store.Which(_accounts(account_id, None), check_code("currency", currency), equal, span)
+        check_limit("limit", limit)
+        asked = partial(store.statement, which=which, limit=limit, after=edge, newest=newest_first)
+        found = self.database.ask(asked, session=session)
+        items = tuple(found[:limit])
+        return Page(items=items, next=_cursor_of(items[-1]) if len(found) > limit else None)
 
     def balance_as_of(
         self,
@@ -215,6 +243,20 @@ def _cursor(line: StatementLine) -> str:
 def _edge(after: str) -> store.Place:
     posted_at, version, transaction_id, bucket = decode_cursor("after", after, datetime, int, str, str)
     return posted_at, version, transaction_id, bucket
+
+
+def _cursor_of(line: StatementTransaction) -> str:
+    return encode_cursor(line.posted_at, line.wallet_version or 0, line.transaction_id)
+
+
+def _edge_beyond(after: str, newest: bool) -> store.Place:
+    """Beyond all buckets of the transaction with which a page ended."""
+    posted_at, version, transaction_id = decode_cursor("after", after, datetime, int, str)
+    return posted_at, version, transaction_id, store.FIRST_BUCKET if newest else store.LAST_BUCKET
+
+
+def _span(since: datetime | None, until: datetime | None) -> tuple[datetime | None, ...]:
+    return tuple(None if time is None else check_time(n, time) for n, time in (("since", since), ("until", until)))
 
 
 def _past(field: str, value: datetime, now: datetime) -> datetime:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
 from operator import attrgetter
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -37,6 +37,8 @@ from .models import (
     LedgerEntry,
     LedgerTransaction,
     StatementLine,
+    StatementTransaction,
+    TransactionHeader,
 )
 from .posting import in_order
 
@@ -150,11 +152,23 @@ def _values(row: Row[Any], columns: Iterable[Column[Any]]) -> dict[str, Any]:
 
 
 PLACE = (ENTRIES.c.posted_at, func.coalesce(ENTRIES.c.wallet_version, 0), ENTRIES.c.transaction_id, ENTRIES.c.bucket)
-LINE = [
+LINE = (
     *ENTRY,
     *(TRANSACTIONS.c[field.name] for field in fields(StatementLine) if field.name not in {c.key for c in ENTRY}),
-]
+)
+OF_HEADER = {field.name for field in fields(TransactionHeader)}
 Place = tuple[datetime, int, str, str]
+# No bucket is called so: before and after all of them.
+FIRST_BUCKET, LAST_BUCKET = "", "~"
+
+
+class Which(NamedTuple):
+    """What a statement is of: accounts in a currency, values of the transactions, since and until."""
+
+    accounts: Sequence[Account]
+    currency: str
+    equal: Mapping[str, str]
+    span: tuple[datetime | None, ...]
 
 
 def place(line: StatementLine) -> Place:
@@ -163,19 +177,38 @@ def place(line: StatementLine) -> Place:
 
 
 def lines(
+    connection: Connection, which: Which, *, limit: int, after: Place | None, newest: bool
+) -> list[StatementLine]:
+    """A page of the entries on these accounts."""
+    return [StatementLine(**row) for row in _page(connection, LINE, which, limit, after, newest)]
+
+
+def statement(
+    connection: Connection, which: Which, *, limit: int, after: Place | None, newest: bool
+) -> list[StatementTransaction]:
+    """The same with one line for each transaction, one more than ``limit`` where there are more."""
+    # A transaction's entries on an owner's accounts stand side by side, at most one on each.
+    rows = _page(connection, RECORD, which, limit * len(which.accounts) + 1, after, newest)
+    by_transaction = (list(group) for _, group in groupby(rows, key=lambda row: row["transaction_id"]))
+    return [_line(group) for group in islice(by_transaction, limit + 1)]
+
+
+def _line(rows: Sequence[Mapping[str, Any]]) -> StatementTransaction:
+    entries = {LedgerEntry(**{column.key: row[column.key] for column in ENTRY}) for row in rows}
+    return StatementTransaction(**{name: rows[0][name] for name in OF_HEADER}, entries=in_order(entries))
+
+
+def _page(
     connection: Connection,
-    accounts: Sequence[Account],
-    currency: str,
-    equal: Mapping[str, str],
-    span: tuple[datetime | None, ...],
-    *,
+    columns: Sequence[Column[Any]],
+    which: Which,
     limit: int,
     after: Place | None,
     newest: bool,
-) -> list[StatementLine]:
-    """A page of the entries on these accounts; each account is read by its own index range."""
-    wanted = [TRANSACTIONS.c[name] == value for name, value in equal.items()]
-    since, until = span
+) -> list[dict[str, Any]]:
+    """A page of the rows of these entries and their transactions; each account is read by its own index range."""
+    wanted = [TRANSACTIONS.c[name] == value for name, value in which.equal.items()]
+    since, until = which.span
     wanted += [ENTRIES.c.posted_at >= since] if since is not None else []
     wanted += [ENTRIES.c.posted_at < until] if until is not None else []
     if after is not None:
@@ -185,13 +218,15 @@ def lines(
         wanted += [beyond, tuple_(*PLACE) < edge if newest else tuple_(*PLACE) > edge]
 
     def one(account: Account) -> Any:
-        mine = select(*LINE).join_from(ENTRIES, TRANSACTIONS, OF_TRANSACTION).where(*_on(account, currency), *wanted)
+        on = _on(account, which.currency)
+        mine = select(*columns).join_from(ENTRIES, TRANSACTIONS, OF_TRANSACTION).where(*on, *wanted)
         return select(mine.order_by(*_direction(PLACE, newest)).limit(limit).subquery())
 
-    page = union_all(*map(one, accounts)).subquery()
+    page = union_all(*map(one, which.accounts)).subquery()
     order = (page.c.posted_at, func.coalesce(page.c.wallet_version, 0), page.c.transaction_id, page.c.bucket)
     statement = select(page).order_by(*_direction(order, newest)).limit(limit)
-    return [StatementLine(**row._mapping) for row in connection.execute(statement)]
+    names = [column.key for column in columns]
+    return [dict(zip(names, row, strict=True)) for row in connection.execute(statement)]
 
 
 def _direction(columns: Iterable[Any], newest: bool) -> list[Any]:

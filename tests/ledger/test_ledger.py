@@ -500,6 +500,9 @@ def test_a_statement_line_says_what_happened(world: World) -> None:
         idempotency_key="key-h",
         escrow_id=held.escrow_id,
         queue_item_id="queue-1",
+        feature_type="song",
+        model_id=None,
+        metadata_json=None,
     )
 
 

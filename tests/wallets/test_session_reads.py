@@ -47,6 +47,7 @@ def reads(world: World, escrow_id: str, transaction_id: str) -> dict[str, Callab
         "transactions": lambda session: len(ledger.transactions([transaction_id], session=session)),
         "transactions_of_escrow": lambda session: len(ledger.transactions_of_escrow(escrow_id, session=session)),
         "entries": lambda session: len(ledger.entries("user:ana", "points", session=session).items),
+        "statement": lambda session: len(ledger.statement("user:ana", "points", session=session).items),
         "balance_as_of": lambda session: balance(world, session),
         "earnings": earnings,
         "head": lambda session: ledger.head(session=session).position,
@@ -70,6 +71,7 @@ BEFORE = {
     "transactions": 0,
     "transactions_of_escrow": 0,
     "entries": 4,
+    "statement": 3,
     "balance_as_of": 0,
     "earnings": 10,
     "head": 3,
@@ -87,6 +89,7 @@ AFTER = {
     "transactions": 1,
     "transactions_of_escrow": 1,
     "entries": 9,
+    "statement": 6,
     "balance_as_of": 30,
     "earnings": 17,
     # Nothing was sealed meanwhile, and the reader has moved on by two.
