@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from points_platform import events, wallets
 from points_platform.core import every
 from points_platform.events import EventBus
 from points_platform.events.models import WalletEvent
-from points_platform.ledger import Account, Bucket
+from points_platform.ledger import Account, Bucket, LogEntry, follow
 from points_platform.wallets import EscrowHeld, WalletConfig, WalletService
 from points_platform.wallets.config import LIMITS
 from points_platform.wallets.operation import Request, Response
@@ -92,6 +94,32 @@ def test_the_examples_of_reading_run(world: World) -> None:
     assert [line.amount for line in names["lines"]] == [100, -30, 30]
     assert [line.amounts["available"] for line in names["page"].items] == [-30, 100]
     assert len(names["days"]) in {2, 3}
+
+
+class HostBase(DeclarativeBase):
+    """The tables of the host in the examples."""
+
+
+class Told(HostBase):
+    __tablename__ = "told"
+    number: Mapped[int] = mapped_column(primary_key=True)
+    user: Mapped[str]
+    what: Mapped[str]
+
+
+def test_the_example_of_following_the_log_runs(world: World) -> None:
+    (example,) = re.findall(r"```python\n(def note\(.*?)```", DOCUMENT, re.DOTALL)
+    HostBase.metadata.create_all(world.database.engine)
+    world.credit(amount=100)
+    world.hold()
+    names: dict[str, Any] = {"ledger": world.ledger, "follow": follow, "LogEntry": LogEntry}
+    exec(example, names | {"Session": Session, "Told": Told}, names)
+    with Session(world.database.engine) as session:
+        told = session.scalars(select(Told).order_by(Told.number)).all()
+    assert (names["count"], [(each.user, each.what) for each in told]) == (
+        2,
+        [("user:ana", "credit"), ("user:ana", "hold")],
+    )
 
 
 def test_the_example_of_wiring_events_runs(world: World, capsys: pytest.CaptureFixture[str]) -> None:

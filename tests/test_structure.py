@@ -597,8 +597,9 @@ READING = {
     },
     ledger.LogReader: {"read"},
 }
-# Sealing has transactions of its own; the wallets write by a connection; a reader by its name reads nothing yet.
-WITHOUT_SESSION = {"seal", "record", "reader"}
+# Sealing has transactions of its own; the wallets write by a connection; a reader by its name reads nothing yet; what
+# is claimed is claimed for the caller's transaction, which it cannot do without.
+WITHOUT_SESSION = {"seal", "record", "reader", "claim"}
 
 
 def test_whatever_reads_or_writes_takes_the_callers_session_by_its_name() -> None:

@@ -133,6 +133,24 @@ class Database(Connections):
                 number += 1
                 say(log, logging.DEBUG, "attempt %d: %s", number, failure.code, attempt=number, code=failure.code)
 
+    def session(self) -> Session:
+        """A new session of SQLAlchemy's on this database."""
+        return Session(self.engine)
+
+    def in_session(self, work: Callable[[Session], T], *, sessions: Callable[[], Session] | None = None) -> T:
+        """What ``work(session)`` answers, committed with all that it did; nothing is tried again.
+
+        ``sessions`` makes the session. Raises what ``work`` raises, with everything undone, and
+        ``OptimisticLockError`` and ``StorageUnavailableError`` where the commit fails.
+        """
+        with (sessions or self.session)() as session:
+            if not session.in_transaction():
+                session.begin()
+            answer = work(session)
+            with translated():
+                session.commit()
+            return answer
+
     def _was_wrong(self) -> bool:
         """Whether the clock was too far from the server's; it is right from then on."""
         before = self._clock.now()

@@ -7,6 +7,7 @@ from ..core.errors import *
 from ..core.refusals import *
 from ..core.values import Page, every
 from .accounts import ISSUER, REVENUE, Account, Bucket, Movement, Touch
+from .following import follow
 from .models import (
     EarningsPeriod,
     LedgerEntry,
@@ -46,6 +47,7 @@ __all__ = [
     "TransactionDraft",
     "WalletState",
     "every",
+    "follow",
     "post",
 ]
 __all__ += _errors.__all__

@@ -102,6 +102,15 @@ class LogReader:
         """What follows the position; the same again until ``move`` is called. Raises as ``read_log``."""
         return self._log.read_log(self._position(session), limit, session=session)
 
+    def claim(self, *, session: HostSession) -> int:
+        """The position, which nobody else can move until the caller's transaction has ended.
+
+        Raises as ``move``.
+        """
+        seen = self._position(session)
+        self.move(seen, seen=seen, session=session)
+        return seen
+
     def move(self, position: int, *, seen: int, session: HostSession = None) -> None:
         """Remember that everything up to ``position`` is done, if the reader still stands at ``seen``.
 
