@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from points_platform import aio, cli, core, events, ledger, migrations, queue, wallets
+from points_platform import aio, cli, core, events, ledger, migrations, queue, testing, wallets
 from points_platform.core import errors, refusals
 from points_platform.ledger.accounts import CHART
 from points_platform.wallets.operations import OPERATIONS
@@ -26,8 +26,8 @@ from support.by_operation import assert_complete
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "platform"
 # Each imports from those before it and from itself.
-LAYERS = ("migrations", "core", "ledger", "events", "wallets", "queue", "aio", "cli")
-PUBLIC = (migrations, core, ledger, events, wallets, queue, aio, cli)
+LAYERS = ("migrations", "core", "ledger", "events", "wallets", "queue", "aio", "testing", "cli")
+PUBLIC = (migrations, core, ledger, events, wallets, queue, aio, testing, cli)
 MODULES = sorted(SOURCE.rglob("*.py"))
 TREES = {module.relative_to(SOURCE).as_posix(): ast.parse(module.read_text()) for module in MODULES}
 
@@ -131,6 +131,13 @@ def test_no_terminal_package_is_imported_outside_the_command_line() -> None:
     extras = {"typer", "rich", "click"}
     found = {module for module in TREES for source, _ in imports(module) if source.split(".")[0] in extras}
     assert {module.split("/")[0] for module in found} <= {"cli"}
+
+
+def test_pytest_is_imported_by_the_fixtures_alone() -> None:
+    found = {
+        module for module in TREES for source, _ in imports(module) if source.split(".")[0] in {"pytest", "_pytest"}
+    }
+    assert found == {"testing/fixtures.py"}
 
 
 # ── who commits, who speaks SQL ──

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, PoolProxiedConnection, text
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -17,7 +17,7 @@ from .clock import TOLERANCE as TOLERATED
 from .clock import at as time_at
 from .clock import steady
 from .connections import NOW, SQLITE_WAITS, Connections
-from .errors import ClockSkewError, WalletError
+from .errors import ClockSkewError, InvalidRequestError, WalletError
 from .failures import (
     FAILURES,
     START_OVER,
@@ -236,3 +236,20 @@ class Database(Connections):
             yield self._set_locally(connection)
             if before:
                 connection.execute(PUT_BACK, before)
+
+
+@contextmanager
+def rolled_back(engine: Engine) -> Iterator[Connection]:
+    """A connection in a transaction that is rolled back in the end, for tests.
+
+    Raises ``InvalidRequestError`` where somebody has ended it before.
+    """
+    with engine.connect() as connection:
+        transaction = connection.get_transaction() or connection.begin()
+        try:
+            yield connection
+            if not transaction.is_active:
+                expected = "left open: sessions on its connection join by create_savepoint, as those of session() do"
+                raise InvalidRequestError(field="transaction", value="ended by the test", expected=expected)
+        finally:
+            connection.rollback()
