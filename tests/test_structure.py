@@ -528,6 +528,10 @@ ACTION = ["*queue_item_id", "*escrow_id", "*user_id"]
 SIGNATURES: list[tuple[Any, list[str]]] = [
     (core.Database.create_schema, []),
     (core.Database.close, []),
+    (
+        wallets.WalletService.carry_out,
+        ["authorization", "*idempotency_key", "*request_id", "*metadata=None", "*session=None"],
+    ),
     (wallets.WalletService.get_user_balance, ["user_id", "currency=None", "*session=None"]),
     (wallets.WalletService.get_model_balance, ["model_id", "currency=None", "*session=None"]),
     (wallets.WalletService.get_user_balances, ["user_id", "*session=None"]),
@@ -610,7 +614,7 @@ WITHOUT_SESSION = {"seal", "record", "reader", "claim"}
 
 
 def test_whatever_reads_or_writes_takes_the_callers_session_by_its_name() -> None:
-    writing = {wallets.WalletService: {*MUTATING, *BATCHES}, ledger.LogReader: {"move"}}
+    writing = {wallets.WalletService: {*MUTATING, *BATCHES, "carry_out"}, ledger.LogReader: {"move"}}
     for service, reading in READING.items():
         methods = dict(inspect.getmembers(service, inspect.isfunction))
         public = {name for name in methods if not name.startswith("_")} - WITHOUT_SESSION

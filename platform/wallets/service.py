@@ -16,6 +16,7 @@ from ..core.plain import one
 from ..core.refusals import EscrowNotFoundError
 from ..core.sessions import HostSession
 from ..core.values import (
+    Metadata,
     Page,
     check_identifier,
     check_limit,
@@ -29,11 +30,12 @@ from ..events.service import EventBus
 from ..ledger.accounts import check_name, model_owner, user_owner
 from ..ledger.service import LedgerService
 from . import reads
-from .authorization import Authorizer, action_fields
+from .authorization import Authorizer, QueueAuthorization, action_fields
 from .config import WalletConfig
 from .executor import Executor, Permitted, refused
 from .models import EscrowItem, EscrowStatus, ModelBalance, UserBalance
 from .operation import Operation, Request, Response
+from .operations import permitted_by
 from .operations.credit import CREDIT, UserCreditRequest, UserCreditResponse
 from .operations.deposit import DEPOSIT, DepositRequest, DepositResponse
 from .operations.hold import HOLD, EscrowHoldRequest, EscrowHoldResponse
@@ -134,6 +136,26 @@ class WalletService:
         Raises what ``settle_escrow`` raises.
         """
         return self._one(PARTIAL_SETTLE, session, request, authorization)
+
+    def carry_out(
+        self,
+        authorization: QueueAuthorization,
+        *,
+        idempotency_key: str,
+        request_id: str,
+        metadata: Metadata = None,
+        session: HostSession = None,
+    ) -> Response:
+        """Do what the queue has decided: whichever operation it has authorized, as its token says.
+
+        For decisions that come over a wire: ``QueueAuthorization.from_token(text)``. Answers and raises what the
+        operation's own method does, given these fields and those that are signed; ``InvalidRequestError`` for what is
+        no authorization.
+        """
+        operation = permitted_by(authorization)
+        signed = {name: getattr(authorization, name) for name in action_fields(type(authorization))}
+        told = {"idempotency_key": idempotency_key, "request_id": request_id, "metadata": metadata}
+        return self._one(operation, session, operation.request(**told, **signed), authorization)
 
     def deposit_points(self, request: DepositRequest, *, session: HostSession = None) -> DepositResponse:
         """Credit a user with a payment, once for each reference of its source, under whatever key.
