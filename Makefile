@@ -11,7 +11,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses=4 --dist=worksteal
 MODULES ?= core.values queue wallets.authorization wallets.requests wallets.rules wallets.unit_of_work
 
 .DEFAULT_GOAL := help
-.PHONY: help demo replay test lint check bench bench-short bench-pairs torture mutants format lock clean
+.PHONY: help demo replay host-demo test lint check bench bench-short bench-pairs torture mutants format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ demo: $(INSTALLED) ## an evening on a small platform (DATABASE=url of an empty d
 replay: $(INSTALLED) ## points auctions from a record of bids: BIDS=file.csv [DATABASE=url] [WORKERS=n]
 	@$(if $(BIDS),,$(error BIDS is missing: make replay BIDS=path/to/auction-bids.csv [DATABASE=url] [WORKERS=n]))
 	@$(BIN)/python examples/auction_replay.py '$(BIDS)' $(if $(DATABASE),--database '$(DATABASE)') $(if $(WORKERS),--workers '$(WORKERS)')
+
+host-demo: $(INSTALLED) ## a platform that has the points in its own database (examples/host), end to end on a PostgreSQL that it starts
+	@$(BIN)/python -m examples.host.demo
 
 test: $(INSTALLED) ## the test suite, on SQLite and on a PostgreSQL that it starts (TESTS=path narrows it)
 	@$(BIN)/python -m pytest $(if $(filter tests,$(TESTS)),$(SIDE_BY_SIDE) --ignore=tests/torture) $(TESTS)
