@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An editable install that type checkers can follow links each file, so a new file needs a new install.
 SOURCES := $(shell find platform -name '*.py' | LC_ALL=C sort)
 INSTALLED := .venv/installed-$(shell echo $(SOURCES) | cksum | cut -d' ' -f1)
-TESTS ?= tests
+TESTS ?= tests examples
 # Each worker starts a PostgreSQL of its own.
 SIDE_BY_SIDE := -n auto --maxprocesses=4 --dist=worksteal
 # What decides is mutated in full, everything else by a sample.
@@ -36,7 +36,7 @@ lint: $(INSTALLED) ## formatting, lint, strict types
 	$(BIN)/mypy tests examples benchmarks
 
 check: lint ## lint, and the test suite with coverage and the tests of the torture's own tools
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term-missing tests
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term-missing tests examples
 
 bench: $(INSTALLED) ## benchmarks on a PostgreSQL of their own, with a table and benchmarks/results.json (LONG=1, CHARTS=folder)
 	@$(BIN)/python -m benchmarks $(if $(LONG),--long) $(if $(CHARTS),--charts '$(CHARTS)')

@@ -56,13 +56,13 @@ def command(*words: str, **environment: str) -> None:
 
 
 @contextmanager
-def process(*words: str, sockets: tuple[int, ...] = (), **environment: str) -> Iterator[None]:
+def process(*words: str, sockets: tuple[int, ...] = (), **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process that runs meanwhile. A group of its own: what Ctrl-C means to it, this process says."""
     running = subprocess.Popen(  # noqa: S603 - the example's own
         [PROGRAMS / words[0], *words[1:]], cwd=ROOT, env=os.environ | environment, pass_fds=sockets, process_group=0
     )
     try:
-        yield
+        yield running
         check(f"{words[0]} has ended, with status", running.poll(), None)
     finally:
         running.terminate()

@@ -1,0 +1,158 @@
+"""What the processes say to each other and to their users, without starting any but one."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+from examples.host import demo, web
+from examples.host.live import MOST_UNREAD, Live
+from examples.host.tables import Redemption
+from examples.host.worker import work
+from points_platform.queue import QueueAuthorizer
+from points_platform.wallets import EscrowHeld, QueueAuthorization, QueuePartialSettlementAuthorization
+
+ORDER = Redemption(
+    redemption_id="item-1",
+    user_id="ana",
+    model_id="luna",
+    item_id="dance",
+    feature="dance",
+    price=80,
+    escrow_id="01890a5d-ac96-774b-bcce-b302099a8057",
+    ordered_at=datetime(2026, 3, 1, tzinfo=UTC),
+)
+
+
+# ── the web process ──
+
+
+@pytest.fixture(scope="module")
+def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """The application as it starts in its own process. What is asked of it here leaves nothing behind."""
+    private = tmp_path_factory.mktemp("keys") / "queue.pem"
+    demo.command("points-platform", "keygen", str(private))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOST_DATABASE", url)
+        patch.setenv("HOST_QUEUE_KEYS", str(private.with_suffix(".pub.pem")))
+        with TestClient(web.app()) as client:
+            yield client
+
+
+def test_refusals_are_answered_as_json_with_the_status_that_fits(client: TestClient) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    order = {"item_id": "opera", "price": 120}
+    assert client.post("/users/ana/redemptions", json=order, headers=key).status_code == 404
+    refused = client.post("/payments", json={"reference": "card-1", "user_id": "ana", "points": 0})
+    assert (refused.status_code, refused.json()["details"]["field"]) == (422, "amount")
+    refused = client.post("/queue/decisions", json={"token": "nonsense"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "invalid_authorization")
+
+
+def test_who_has_nothing_sees_that(client: TestClient) -> None:
+    wallet = client.get("/users/nobody/wallet").json()
+    assert (wallet["balance"]["total"], wallet["redemptions"]) == (0, [])
+    assert client.get("/users/nobody/statement").json()["items"] == []
+    days = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-03T00:00:00Z"}
+    earned = client.get("/models/nobody/earnings", params=days).json()
+    assert [day["earned"] for day in earned] == [0, 0]
+    assert client.post("/queue/claim").json() is None
+
+
+# ── the page that is open ──
+
+
+def test_users_are_told_of_their_own_events_in_order() -> None:
+    async def watch() -> list[str]:
+        live = Live()
+        with live.of("ana") as anas, live.of("ben") as bens:
+            for number in range(MOST_UNREAD + 1):
+                live.publish(held("ana", number))
+            live.publish(held("ben", 0))
+            assert (anas.qsize(), bens.qsize()) == (MOST_UNREAD, 1)
+            told = [anas.get_nowait().event_id for _ in range(3)]
+        live.publish(held("ana", 0))
+        return told
+
+    assert asyncio.run(watch()) == ["0", "1", "2"]
+
+
+def held(user_id: str, number: int) -> EscrowHeld:
+    return EscrowHeld(
+        event_id=str(number),
+        occurred_at=datetime(2026, 3, 1, tzinfo=UTC),
+        transaction_id=str(number),
+        idempotency_key="k-1",
+        request_id="r-1",
+        currency="points",
+        reason="menu_purchase",
+        metadata_json=None,
+        user_id=user_id,
+        escrow_id=ORDER.escrow_id,
+        queue_item_id="item-1",
+        feature_type="dance",
+        amount=80,
+        previous_balance=80,
+        new_available_balance=0,
+        escrow_balance=80,
+    )
+
+
+# ── the worker ──
+
+
+def test_the_worker_decides_on_what_it_has_claimed() -> None:
+    decided: list[QueueAuthorization] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/queue/claim":
+            return httpx2.Response(200, content=ORDER.model_dump_json() if not decided else "null")
+        decided.append(QueueAuthorization.from_token(json.loads(request.content)["token"]))
+        return httpx2.Response(200)
+
+    queue = QueueAuthorizer("the secret of the platform's own tests")
+    with httpx2.Client(base_url="http://host", transport=httpx2.MockTransport(answer)) as client:
+        assert work(client, queue)
+        assert not work(client, queue)
+    (authorization,) = decided
+    assert isinstance(authorization, QueuePartialSettlementAuthorization)
+    assert (authorization.settle_amount, authorization.refund_amount) == (40, 40)
+
+
+# ── the demo ──
+
+
+def test_what_is_wrong_ends_the_demo_with_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for outcome, status in ((demo.WrongError, 1), (httpx2.ReadTimeout("silence"), 1), (KeyboardInterrupt, 130)):
+        monkeypatch.setattr(demo, "demo", raising(outcome))
+        assert demo.main() == status
+
+
+def raising(outcome: type[BaseException] | BaseException) -> Callable[[], None]:
+    def run() -> None:
+        raise outcome
+
+    return run
+
+
+@pytest.mark.parametrize("ended_by", [KeyboardInterrupt, SystemExit, demo.WrongError])
+def test_whatever_ends_the_demo_its_processes_end_with_it(ended_by: type[BaseException]) -> None:
+    with pytest.raises(ended_by), demo.process("python", "-c", "import signal; signal.pause()") as running:
+        raise ended_by
+    assert running.returncode == -signal.SIGTERM
+
+
+def test_a_process_that_has_ended_by_itself_is_noticed() -> None:
+    with pytest.raises(demo.WrongError), demo.process("python", "-c", "") as running:
+        running.wait()
+
+
+def test_a_command_that_fails_says_why() -> None:
+    with pytest.raises(demo.WrongError, match="which database"):
+        demo.command("points-platform", "verify", POINTS_PLATFORM_DATABASE="")
