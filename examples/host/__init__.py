@@ -9,6 +9,7 @@ they have earned. The web process carries out and holds the public key, the work
     live         who is told of which event
     web          the endpoints
     worker       the queue: performs what waits, and signs what is to become of the points
+    sales        what has sold how well, counted from the ledger's log
     server       a PostgreSQL for the demo and the tests
     demo         all of it, end to end: ``make host-demo``
 

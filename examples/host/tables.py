@@ -35,3 +35,11 @@ class Redemption(SQLModel, table=True):
     status: str = "held"
     ordered_at: datetime = Field(sa_type=DateTime(timezone=True))
     claimed_until: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+
+
+class Sales(SQLModel, table=True):
+    """What a feature has brought its models, counted from the ledger."""
+
+    feature: str = Field(primary_key=True)
+    sold: int = 0
+    earned: int = 0

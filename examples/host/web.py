@@ -22,15 +22,14 @@ from starlette.types import Lifespan
 
 from points_platform import aio
 from points_platform.core import Database, WalletError
-from points_platform.core.values import Page
 from points_platform.events import EventBus, UserEvent
-from points_platform.ledger import EarningsPeriod, LedgerService, StatementLine
+from points_platform.ledger import EarningsPeriod, LedgerService, Page, StatementTransaction
 from points_platform.queue import AuthorizationVerifier, KeyFile
 from points_platform.wallets import DepositRequest, DepositResponse, TransactionReason, UserBalance, WalletService
 
 from .live import Live
 from .redemptions import NotThereError, Order, PriceChangedError, claim, decide, redeem
-from .tables import MenuItem, Redemption
+from .tables import MenuItem, Redemption, Sales
 
 CURRENCY = "points"
 STATUS = {NotThereError: 404, PriceChangedError: 409}
@@ -124,8 +123,9 @@ async def wallet(user_id: str, here: Here) -> Wallet:
 
 
 @api.get("/users/{user_id}/statement")
-async def statement(user_id: str, here: Here, after: str | None = None) -> Page[StatementLine]:
-    return await aio.call(here.ledger.entries, f"user:{user_id}", CURRENCY, newest_first=True, after=after)
+async def statement(user_id: str, here: Here, after: str | None = None) -> Page[StatementTransaction]:
+    """What happened to a user's points, newest first; ``next`` goes on as ``after``."""
+    return await aio.call(here.ledger.statement, f"user:{user_id}", CURRENCY, newest_first=True, after=after)
 
 
 @api.get("/users/{user_id}/events", response_class=EventSourceResponse)
@@ -148,6 +148,13 @@ async def earnings(
     """What a model has earned on each day, as its calendar counts them."""
     days = here.ledger.earnings
     return await aio.call(days, model_id, CURRENCY, period="day", timezone=timezone, since=since, until=until)
+
+
+@api.get("/sales")
+async def sales(here: Here) -> list[Sales]:
+    """What has sold how well, as of the last time that ``sales`` was run."""
+    async with here.sessions() as session:
+        return list(await session.exec(select(Sales).order_by(Sales.feature)))
 
 
 # ── the payment's provider, and the queue ─────────────────────────────────────────────────────────

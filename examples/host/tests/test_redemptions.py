@@ -9,9 +9,11 @@ from sqlalchemy.orm import Session
 from sqlmodel import select
 
 from examples.host.redemptions import NotThereError, Order, PriceChangedError, claim, decide, redeem
-from examples.host.tables import MenuItem, Redemption
+from examples.host.sales import count
+from examples.host.tables import MenuItem, Redemption, Sales
 from examples.host.worker import sign
 from points_platform.core import IdempotencyConflictError, InsufficientBalanceError, InvalidAuthorizationError
+from points_platform.ledger import LedgerService, LogEntry
 from points_platform.queue import QueueAuthorizer
 from points_platform.wallets import WalletService
 
@@ -101,3 +103,16 @@ def test_what_the_queue_has_not_signed_is_refused(session: Session, wallets: Wal
     with pytest.raises(InvalidAuthorizationError):
         decide(session, wallets, forged.token, request_id="r-3")
     assert (redemption.status, balance(wallets, session)) == ("held", (180, 120, 0))
+
+
+def test_what_models_have_earned_counts_as_sold(
+    session: Session, wallets: WalletService, queue: QueueAuthorizer
+) -> None:
+    for key, earned in (("order-1", 120), ("order-2", 50), ("order-3", 0)):
+        redemption = redeem(session, wallets, SONG, **ANAS | {"key": key})
+        decide(session, wallets, sign(queue, redemption, earned).token, request_id="r-3")
+        for transaction in LedgerService(wallets.database).transactions_of_escrow(
+            redemption.escrow_id, session=session
+        ):
+            count(LogEntry(position=1, hash="", transaction=transaction), session)
+    assert session.get_one(Sales, "song").model_dump() == {"feature": "song", "sold": 2, "earned": 170}
