@@ -86,7 +86,7 @@ class Payment(BaseModel):
 
 
 class Wallet(BaseModel):
-    """A user's points, and what they were redeemed for, of one moment."""
+    """A user's points, and what they were redeemed for."""
 
     balance: UserBalance
     redemptions: list[Redemption]
@@ -117,7 +117,6 @@ async def order(user_id: str, order: Order, here: Here, key: Key, request_id: Re
 async def wallet(user_id: str, here: Here) -> Wallet:
     of_this_user = select(Redemption).where(Redemption.user_id == user_id).order_by(col(Redemption.ordered_at))
     async with here.sessions() as session:
-        await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         balance = await aio.within(session, here.wallets.get_user_balance, user_id)
         return Wallet(balance=balance, redemptions=list(await session.exec(of_this_user)))
 
