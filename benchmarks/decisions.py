@@ -4,7 +4,8 @@ from functools import partial
 from typing import Any
 
 from points_platform.core import Database
-from points_platform.core.statement import Parameters, Row, Statement
+from points_platform.core.clock import microseconds
+from points_platform.core.statement import Row, Statement
 
 from .measure import Contestant, interleave, ratio
 from .report import Form, Report
@@ -12,7 +13,11 @@ from .server import Server
 from .workload import EVERYBODY, ONE_USER, OPENED, Traffic, opened
 
 TRIES = 4
-VERSION = Statement("version", "SELECT version FROM user_wallets WHERE owner_id = %(owner_id)s AND currency = 'points'")
+VERSION = Statement(
+    "version",
+    f"SELECT version, {microseconds('statement_timestamp()')} FROM user_wallets"
+    " WHERE owner_id = %(owner_id)s AND currency = 'points'",
+)
 POINTS_ARE_THERE = "wallet0.available >= %(wallet0_enough)s::bigint"
 OF_HOLD = "hold_"  # how the names of such statements begin
 KINDS = {
@@ -25,10 +30,11 @@ KINDS = {
 class ThroughSQLAlchemy(Database):
     """The same statements by SQLAlchemy's connections and results."""
 
-    def _execute_alone(self, statement: Statement, parameters: Parameters) -> Row | None:
+    def _execute_alone(self, statement: Statement, parameters: dict[str, Any]) -> Row | None:
+        parameters |= self._known_when_sent()
         with self._plain() as connection:
-            row = connection.exec_driver_sql(statement.sql, dict(parameters)).first()
-        return None if row is None else tuple(row)
+            row = connection.exec_driver_sql(self._home.placed(statement).sql, parameters).first()
+        return None if row is None else tuple(row)[:-1]
 
 
 class LastSeen(Database):
@@ -39,14 +45,15 @@ class LastSeen(Database):
         self._versions: dict[Any, int] = {}
         self._guarded: dict[str, Statement] = {}
 
-    def _execute_alone(self, statement: Statement, parameters: Parameters) -> Row | None:
+    def _execute_alone(self, statement: Statement, parameters: dict[str, Any]) -> Row | None:
         if not statement.name.startswith(OF_HOLD):
             return super()._execute_alone(statement, parameters)
         owner_id, guarded = parameters["owner_id"], self._by_version(statement)
         for _ in range(TRIES):
             seen = self._versions.get(owner_id)
             if seen is not None:
-                row = super()._execute_alone(guarded, {**parameters, "seen": seen})
+                parameters["seen"] = seen
+                row = super()._execute_alone(guarded, parameters)
                 if row is not None:
                     self._versions[owner_id] = int(row[2])
                     return row

@@ -187,13 +187,15 @@ class Database(Connections):
     ) -> Row | None:
         """Send it with the time of now: not of before the connection was there, which may have been waited for."""
         asked_at = steady()
-        parameters[SENT_AT], parameters[TOLERANCE] = self._clock.now(), self._clock.tolerance
-        parameters[LOCK_TIMEOUT] = self.lock_timeout
+        parameters |= self._known_when_sent()
         row = statement.execute(pooled, parameters, level)
         if row is None:
             return None
         self._clock.told(time_at(str(row[-1])), asked_at)
         return row[:-1]
+
+    def _known_when_sent(self) -> dict[str, Any]:
+        return {SENT_AT: self._clock.now(), TOLERANCE: self._clock.tolerance, LOCK_TIMEOUT: self.lock_timeout}
 
     def _join(self, attempt: Attempt[T], session: Session) -> T:
         """One try in a savepoint of the caller's transaction, and a second if a unique key was taken meanwhile."""

@@ -8,7 +8,7 @@ types: a field of a ``Checked`` dataclass that is declared with one is checked o
 import base64
 import json
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache

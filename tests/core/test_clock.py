@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from points_platform.core import ClockSkewError, Database, InsufficientBalanceError, InvalidRequestError
 from points_platform.core.clock import RENEWED_S, TOLERANCE, ServersClock, SqlitesClock, microseconds
-from points_platform.core.database import TIME
+from points_platform.core.connections import TIME
 from points_platform.ledger import LedgerService
 from points_platform.wallets import WalletConfig
 from points_platform.wallets.verify import verify

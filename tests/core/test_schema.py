@@ -78,7 +78,7 @@ def look_at_everything(world: World) -> None:
     last = world.ledger.entries("user:ana", "points").items[0]
     assert world.ledger.transaction(last.transaction_id) is not None
     assert world.ledger.balance_as_of(last.account, "points", at=now) >= 0  # type: ignore[arg-type]
-    span = {"since": now - timedelta(days=1), "until": now}
+    span: dict[str, Any] = {"since": now - timedelta(days=1), "until": now}
     assert world.ledger.earnings("luna", "points", period="day", timezone="UTC", **span)
     assert world.wallets.list_escrows(user_id="ana").items
     reader = world.ledger.reader("follower")

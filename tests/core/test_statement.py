@@ -17,6 +17,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine, NullPool, PoolProxiedConnection, create_engine, event
 
 from points_platform.core import Database, OptimisticLockError, StorageUnavailableError, WalletError
+from points_platform.core.clock import microseconds
 from points_platform.core.database import Retry
 from points_platform.core.statement import Row, Statement
 from points_platform.wallets import WalletConfig
@@ -326,7 +327,7 @@ def ask(database: Database, sql: str, name: str = "asked") -> Row | None:
         raise AssertionError("the locked way was taken")
 
     if sql.startswith("SELECT"):
-        sql = f"WITH asked AS ({sql}) SELECT *, 0 AS time FROM asked"
+        sql = f"WITH asked AS ({sql}) SELECT *, {microseconds('statement_timestamp()')} AS time FROM asked"
     statement = Statement(name, sql)
     return database.run(never, retry=ONE_TRY, at_once=lambda execute, connect: execute(statement, {"text": "word"}))
 

@@ -7,7 +7,7 @@ what is tested here.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def _status_check_left_out() -> None:
 
     def any_status(self: Held) -> Guard:
         whole = guard(self)
-        return replace(whole, condition=whole.condition.replace(" = 'held'", " <> ''"))
+        return whole._replace(condition=whole.condition.replace(" = 'held'", " <> ''"))
 
     _replace(Held, "refusal", any_item)
     _replace(Held, "guard", any_status)

@@ -130,11 +130,11 @@ def test_the_same_numbers_on_another_server_are_another_database(postgresql_url:
     with Database(postgresql_url) as database, engine_for(postgresql_url) as engine, engine.connect() as connection:
         here = database.whereabouts.find()
         assert here is not None
-        Whereabouts(engine, lambda question: here).check(connection)
+        Whereabouts(engine, lambda question: here, None).check(connection)
         for name in here._fields:
             there = here._replace(**{name: 1})
             with pytest.raises(InvalidRequestError):
-                Whereabouts(engine, lambda question: there).check(connection)  # noqa: B023
+                Whereabouts(engine, lambda question: there, None).check(connection)  # noqa: B023
 
 
 def test_another_ledger_in_the_same_database_is_refused(postgresql_url: str) -> None:
