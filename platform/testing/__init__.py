@@ -5,6 +5,8 @@ overridden there, and ``points_engine`` is the one to begin with. Nothing else i
 """
 
 from .fixtures import (
+    points_async_session_class,
+    points_async_sessions,
     points_authorizer,
     points_bus,
     points_clock,
@@ -25,6 +27,8 @@ from .undone import UndoneDatabase, undone
 
 __all__ = [
     "UndoneDatabase",
+    "points_async_session_class",
+    "points_async_sessions",
     "points_authorizer",
     "points_bus",
     "points_clock",

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Connection, Engine
@@ -17,6 +18,9 @@ from ..wallets.authorization import Authorizer
 from ..wallets.config import WalletConfig
 from ..wallets.service import WalletService
 from .undone import UndoneDatabase, undone
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +83,22 @@ def points_session(points_sessions: sessionmaker[Session]) -> Iterator[Session]:
     """One of these sessions, closed after the test."""
     with points_sessions() as session:
         yield session
+
+
+@pytest.fixture
+def points_async_session_class() -> "type[AsyncSession]":
+    """The class of asynchronous sessions; override it to give SQLModel's, or the platform's own."""
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    return AsyncSession
+
+
+@pytest.fixture
+def points_async_sessions(
+    points_database: UndoneDatabase, points_async_session_class: "type[AsyncSession]"
+) -> "async_sessionmaker[Any]":
+    """Makes asynchronous sessions in that transaction, in the place of those of an asynchronous engine."""
+    return points_database.async_sessions(points_async_session_class)
 
 
 @pytest.fixture

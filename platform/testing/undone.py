@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
@@ -13,6 +13,9 @@ from sqlalchemy.orm import Session
 from ..core.database import AtOnce, Attempt, Database, Retry, rolled_back
 from ..core.errors import InvalidRequestError
 from ..core.sessions import HostSession
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 T = TypeVar("T")
 
@@ -23,7 +26,8 @@ class UndoneDatabase(Database):
     So operations and reads with and without ``session=`` see each other and what is not committed, events are
     delivered, and when the connection's transaction is rolled back nothing has happened. Nothing is answered from
     memory, since what is remembered may have been undone. ``session()`` and sessions that are made as it makes them
-    (``join_transaction_mode="create_savepoint"``) belong to it; those of the engine do not, nor do asynchronous ones.
+    (``join_transaction_mode="create_savepoint"``) belong to it, and those of ``async_sessions()``; those of the engine
+    do not, nor do those of an asynchronous engine.
     Threads take turns. Everything is decided as in a caller's session, so contention is told and not tried again.
     """
 
@@ -37,6 +41,22 @@ class UndoneDatabase(Database):
     def session(self) -> Session:
         """A new session, whose commit is a savepoint's and whose rollback undoes what it has done."""
         return Session(self.connection, join_transaction_mode="create_savepoint")
+
+    def async_sessions(self, kind: "type[AsyncSession] | None" = None) -> "async_sessionmaker[Any]":
+        """Makes asynchronous sessions of that kind inside the transaction, as ``session()`` makes plain ones.
+
+        They take the place of those of an asynchronous engine, on the connection that everything here shares: so they
+        hold up the loop, and have neither ``stream()`` nor ``connection()``. It needs SQLAlchemy's ``asyncio`` extra.
+        """
+        from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker  # without greenlet there is none
+
+        made = AsyncSession if kind is None else kind
+
+        def joined(**options: Any) -> Session:
+            inside = {"bind": self.connection, "join_transaction_mode": "create_savepoint"}
+            return made.sync_session_class(**options | inside)
+
+        return async_sessionmaker(class_=made, sync_session_class=joined)
 
     def run(
         self,

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, String, create_engine, text
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelsAsyncSession
 
 from points_platform import aio
 from points_platform.core import (
@@ -188,6 +190,32 @@ def test_those_who_await_and_threads_take_turns(inside: World) -> None:
     assert [answer for answer in answers if isinstance(answer, Exception)] == []
     assert inside.wallets.get_user_balance("ana").escrow == 34
     assert inside.wallets.get_user_balance("ben").available == 4
+
+
+@pytest.mark.parametrize("kind", [None, SQLModelsAsyncSession])
+def test_asynchronous_sessions_are_inside_too(inside: World, kind: type[AsyncSession] | None) -> None:
+    assert isinstance(inside.database, UndoneDatabase)
+    sessions = inside.database.async_sessions(kind)
+
+    async def order(order_id: str, amount: int) -> None:
+        async with sessions.begin() as session:
+            assert type(session) is (kind or AsyncSession)
+            session.add(Order(order_id=order_id))
+            request = inside.hold_request(amount=amount, idempotency_key=order_id)
+            await aio.within(session, inside.wallets.hold_in_escrow, request)
+            assert inside.events == []
+
+    async def found() -> list[str]:
+        async with sessions() as session:
+            names = ("before", "kept", "undone")
+            return [name for name in names if await session.get(Order, name) is not None]
+
+    asyncio.run(order("kept", 30))
+    assert [event.idempotency_key for event in inside.events] == ["kept"]
+    inside.events.clear()
+    with pytest.raises(InsufficientBalanceError):
+        asyncio.run(order("undone", 10**9))
+    assert (inside.events, asyncio.run(found()), orders(inside)) == ([], ["before", "kept"], 2)
 
 
 def test_plain_reads_of_a_connection_are_inside_too(inside: World) -> None:
