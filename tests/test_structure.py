@@ -47,6 +47,8 @@ SQL_FILES = {
     "books.py",
     "verify.py",
     "rebuild.py",
+    "clock.py",
+    "connections.py",
     "database.py",
     "engines.py",
     "schema.py",
@@ -145,7 +147,7 @@ def test_pytest_is_imported_by_the_fixtures_alone() -> None:
 
 def test_only_the_database_module_ends_and_begins_transactions() -> None:
     found = {module for module, tree in TREES.items() if TRANSACTION_CALLS & set(calls(tree))}
-    assert found == {"core/database.py"}
+    assert found == {"core/connections.py", "core/database.py"}
 
 
 def test_sql_stands_only_in_the_files_made_for_it() -> None:
@@ -171,7 +173,7 @@ def test_sql_that_is_put_together_as_text_gets_the_schema_of_its_tables() -> Non
 def test_drivers_are_known_to_what_speaks_to_one_and_to_what_reads_their_failures_alone() -> None:
     drivers = {"psycopg", "sqlite3"}
     found = {module for module in TREES for source, _ in imports(module) if source.split(".")[0] in drivers}
-    assert found <= {"core/failures.py", "core/statement.py"}
+    assert found <= {"core/clock.py", "core/failures.py", "core/statement.py"}
 
 
 # ── size and documentation ──
@@ -658,6 +660,7 @@ ERRORS = {
     "InsufficientBalanceError": ("insufficient_balance", False),
     "BalanceLimitError": ("balance_limit", False),
     "OptimisticLockError": ("optimistic_lock", True),
+    "ClockSkewError": ("clock_skew", True),
     "StorageUnavailableError": ("storage_unavailable", True),
     "SchemaVersionError": ("schema_version", False),
     "LedgerDamagedError": ("ledger_damaged", False),

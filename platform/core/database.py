@@ -98,16 +98,14 @@ class Database(Connections):
     ) -> T:
         """Carry out ``attempt(connection, locked, at)`` in a transaction of its own, or join the session's.
 
-        In its own transaction it is committed, and tried again whole after a conflict or a lost
-        connection; ``locked`` is true for every try but the first: lock, then read. ``at`` is the time by which this
-        try is dated. Raises what the attempt raises, ``OptimisticLockError``, ``ClockSkewError``,
-        ``StorageUnavailableError``.
+        In its own transaction it is committed, and tried again whole after a conflict or a lost connection; ``locked``
+        is true for every try but the first: lock, then read. ``at`` is what this try is dated by. Raises what it
+        raises, ``OptimisticLockError``, ``ClockSkewError``, ``StorageUnavailableError``.
 
-        Where single statements are on, ``at_once(execute, connect)`` takes the place of the first try:
-        ``execute`` carries out one statement as a transaction of its own and returns its first row without the last
-        column, the server's time (in microseconds), or ``None`` if it had no effect. It sets the parameters that are
-        known when it is sent: ``occurred_at``, ``tolerance``, ``lock_timeout``. ``connect`` gives a connection for
-        plain reads.
+        Where single statements are on, ``at_once(execute, connect)`` takes the place of the first try: ``execute``
+        carries out one as a transaction of its own and returns its first row without the last column, the server's
+        time in microseconds, or ``None`` if it had no effect; it sets the parameters that are known when it is sent
+        (``occurred_at``, ``tolerance``, ``lock_timeout``). ``connect`` gives a connection for plain reads.
         """
         if session is not None:
             return self._join(attempt, self.check_session(session))
@@ -126,10 +124,8 @@ class Database(Connections):
                 failure = translate(error, attempts=number + 1)
                 lost = failure if is_lost(error) else lost
                 if not is_transient(error) or number == retry.attempts:
-                    if isinstance(error, Stale) and number == 0 and self._was_wrong():
-                        raise ClockSkewError(tolerance_s=TOLERATED.total_seconds()) from error
                     # An attempt that was lost may have been committed: contention after it proves nothing.
-                    raise lost or self._explained(failure, error) from error
+                    raise lost or self._skewed(error, number) or self._explained(failure, error) from error
                 number += 1
                 say(log, logging.DEBUG, "attempt %d: %s", number, failure.code, attempt=number, code=failure.code)
 
@@ -151,11 +147,14 @@ class Database(Connections):
                 session.commit()
             return answer
 
-    def _was_wrong(self) -> bool:
-        """Whether the clock was too far from the server's; it is right from then on."""
+    def _skewed(self, error: Exception, number: int) -> ClockSkewError | None:
+        """What a single statement that had no second try has met, if it is its time; which is right from then on."""
+        if number or not isinstance(error, Stale):
+            return None
         before = self._clock.now()
         with translated(), self._plain() as connection:
-            return before is not None and abs(self._measured(connection) - before) > TOLERATED
+            wrong = before is not None and abs(self._measured(connection) - before) > TOLERATED
+        return ClockSkewError(tolerance_s=TOLERATED.total_seconds()) if wrong else None
 
     def _execute_alone(self, statement: Statement, parameters: dict[str, Any]) -> Row | None:
         with closing(self.engine.raw_connection()) as pooled:

@@ -324,7 +324,7 @@ def check_times(connection: Connection, since: int, latest: datetime) -> Iterato
     for row in _rows(connection, _FUTURE, since, latest=bound):
         found = max(str(row[name]) for name in ("occurred_at", "posted_at") if row[name] is not None)
         ids = {"transaction_id": row["transaction_id"]}
-        yield Finding(kind="from_the_future", ids=ids, expected=f"until {latest}", found=found)
+        yield Finding(kind="from_the_future", ids=ids, expected="the database's time, or before", found=found)
 
 
 def check_head(connection: Connection, kept: LogHead) -> Iterator[Finding]:

@@ -475,7 +475,8 @@ def both_ways(*urls: str) -> Iterator[tuple[Way, Way]]:
         assert alone.events() == other.events()
         for world in worlds:
             recount(world.database)
-            assert list(verify(world.database)) == []
+            # The clock has gone back.
+            assert [each for each in verify(world.database) if each.kind != "from_the_future"] == []
 
 
 class Twins:

@@ -235,6 +235,7 @@ def test_an_evening_that_was_only_played_has_no_finding(played: Played) -> None:
         "held escrow",
         "idempotency keys",
         "seals",
+        "times",
         "transactions",
         OF_WALLS,
         "wallets, escrow items and claims",
@@ -375,6 +376,7 @@ def a_time_of_a_transaction(p: Played) -> Any:
 def a_time_of_an_entry(p: Played) -> Any:
     return [p.entry("hold 2", "available", posted_at=occurred(p, "hold 2") + timedelta(days=1))], [
         ("posted_into_the_past", CURRENT_ANA, ANY, ANY),
+        ("from_the_future", {"transaction_id": p.ids["hold 2"]}, ANY, ANY),
         p.broken("hold 2"),
         ("user_wallet_differs", ANA, ANY, ANY),
     ]
