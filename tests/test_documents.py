@@ -1,4 +1,4 @@
-"""What the architecture document lists is what the classes have, and its examples run."""
+"""What the document on embedding lists is what the classes have, and its examples run."""
 
 import dataclasses
 import re
@@ -19,10 +19,32 @@ from points_platform.wallets import EscrowHeld, WalletConfig, WalletService
 from points_platform.wallets.config import LIMITS
 from points_platform.wallets.operation import Request, Response
 from points_platform.wallets.operations import OPERATIONS
+from support.documents import DOCUMENTS, ROOT
 from support.world import World
 
 CODES = {"default_currency": "a code", "currencies": "codes"}
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "WALLET_ESCROW_ARCHITECTURE.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "EMBEDDING.md").read_text(encoding="utf-8")
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link to a part of the document may be called."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    links = [
+        (document, *target.partition("#")[::2])
+        for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+        for target in re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8"))
+        if "://" not in target
+    ]
+    assert len(links) > 10
+    for document, file, anchor in links:
+        there = (document.parent / file).resolve() if file else document
+        assert there.exists(), (document.name, file)
+        assert not anchor or anchor in anchors(there), (document.name, file, anchor)
 
 
 def table(first: str) -> list[list[str]]:
@@ -52,7 +74,7 @@ def test_the_fields_of_requests_and_answers_are_those_of_the_classes() -> None:
         operation.request.__name__: (own(operation.request, Request), own(operation.response, Response))
         for operation in OPERATIONS
     }
-    intro = DOCUMENT.partition("### Requests and answers\n")[2].partition("\n|")[0]
+    intro = DOCUMENT.partition("## Requests and answers\n")[2].partition("\n|")[0]
     for cls in (Request, Response):
         assert [field.name for field in dataclasses.fields(cls) if f"`{field.name}`" not in intro] == []
 

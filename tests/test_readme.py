@@ -22,8 +22,8 @@ def test_every_make_target_that_is_documented_exists() -> None:
 
 
 def test_the_seal_recomputed_by_hand_is_the_head(tmp_path: Path) -> None:
-    """The architecture document's example, run on an export of the README's own program."""
-    readme, document = (ROOT / "README.md").read_text(), (ROOT / "docs" / "WALLET_ESCROW_ARCHITECTURE.md").read_text()
+    """The example of the document on operating, run on an export of the README's own program."""
+    readme, document = (ROOT / "README.md").read_text(), (ROOT / "docs" / "OPERATING.md").read_text()
     (program,) = re.findall(r"```python\n(from points_platform.*?)```", readme, re.DOTALL)
     (recompute,) = re.findall(r"```python\n(import hashlib.*?)```", document, re.DOTALL)
 

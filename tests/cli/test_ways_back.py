@@ -19,7 +19,7 @@ from points_platform.wallets.expected import EXPECTED
 from points_platform.wallets.verify import ROW
 from support.world import World
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "WALLET_ESCROW_ARCHITECTURE.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "OPERATING.md"
 # In which a round of them is gone.
 ORDER = ["put back", "remove", "seal", "accept", "repair", "new head", "the others first"]
 # What the evening below has been taken by the test itself.

@@ -315,7 +315,7 @@ def test_an_answer_by_http_is_a_copy_with_code_message_retryable_and_details(
 
 
 def test_the_http_statuses_and_what_is_retryable_are_those_of_the_document() -> None:
-    document = (Path(__file__).parents[2] / "docs" / "WALLET_ESCROW_ARCHITECTURE.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "EMBEDDING.md").read_text()
     rows = re.findall(r"^\| `(\w+Error)` \|.*\| (yes|no|mostly) \| (\d{3}) \|$", document, re.MULTILINE)
     documented = {name: (retryable != "no", int(status)) for name, retryable, status in rows}
     assert documented == {kind.__name__: (kind.retryable, kind.http_status) for kind, *_ in TABLE}
