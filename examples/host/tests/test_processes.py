@@ -1,16 +1,15 @@
-"""What the processes say to each other and to their users, without starting any but one."""
+"""What the processes say to each other, and how they end."""
 
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import httpx2
 import pytest
-from fastapi.testclient import TestClient
 
-from examples.host import demo, web
+from examples.host import demo
 from examples.host.live import MOST_UNREAD, Live
 from examples.host.tables import Redemption
 from examples.host.worker import work
@@ -27,41 +26,6 @@ ORDER = Redemption(
     escrow_id="01890a5d-ac96-774b-bcce-b302099a8057",
     ordered_at=datetime(2026, 3, 1, tzinfo=UTC),
 )
-
-
-# ── the web process ──
-
-
-@pytest.fixture(scope="module")
-def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """The application as it starts in its own process. What is asked of it here leaves nothing behind."""
-    private = tmp_path_factory.mktemp("keys") / "queue.pem"
-    demo.command("points-platform", "keygen", str(private))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOST_DATABASE", url)
-        patch.setenv("HOST_QUEUE_KEYS", str(private.with_suffix(".pub.pem")))
-        with TestClient(web.app()) as client:
-            yield client
-
-
-def test_refusals_are_answered_as_json_with_the_status_that_fits(client: TestClient) -> None:
-    key = {"Idempotency-Key": "order-1"}
-    order = {"item_id": "opera", "price": 120}
-    assert client.post("/users/ana/redemptions", json=order, headers=key).status_code == 404
-    refused = client.post("/payments", json={"reference": "card-1", "user_id": "ana", "points": 0})
-    assert (refused.status_code, refused.json()["details"]["field"]) == (422, "amount")
-    refused = client.post("/queue/decisions", json={"token": "nonsense"})
-    assert (refused.status_code, refused.json()["code"]) == (403, "invalid_authorization")
-
-
-def test_who_has_nothing_sees_that(client: TestClient) -> None:
-    wallet = client.get("/users/nobody/wallet").json()
-    assert (wallet["balance"]["total"], wallet["redemptions"]) == (0, [])
-    assert client.get("/users/nobody/statement").json()["items"] == []
-    days = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-03T00:00:00Z"}
-    earned = client.get("/models/nobody/earnings", params=days).json()
-    assert [day["earned"] for day in earned] == [0, 0]
-    assert client.post("/queue/claim").json() is None
 
 
 # ── the page that is open ──
