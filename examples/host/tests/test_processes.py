@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import httpx2
@@ -91,8 +91,22 @@ def test_the_worker_decides_on_what_it_has_claimed() -> None:
 # ── the demo ──
 
 
-def test_what_is_wrong_ends_the_demo_with_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """What the demo does on signals is put back after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_demo_that_does_not_end_is_ended(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "ALL_SECONDS", 0.01)
+    monkeypatch.setattr(demo, "demo", signal.pause)
+    assert demo.main() == 1
+
+
+def test_what_is_wrong_ends_the_demo_with_a_status(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for outcome, status in ((demo.WrongError, 1), (httpx2.ReadTimeout("silence"), 1), (KeyboardInterrupt, 130)):
         monkeypatch.setattr(demo, "demo", raising(outcome))
         assert demo.main() == status
