@@ -13,10 +13,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from alembic.command import check as check_nothing_to_do
+from alembic.command import upgrade
+from alembic.config import Config
+from alembic.util import CommandError
 from sqlmodel import Session, create_engine
 
 from points_platform.queue import QueueAuthorizer
@@ -170,9 +175,10 @@ def forged(web: httpx2.Client) -> None:
 
 def prepare(database: str) -> None:
     """The tables, by Alembic, which then finds nothing to do; and a menu."""
-    alembic = ("alembic", "-c", "examples/host/alembic.ini")
-    command(*alembic, "upgrade", "head", HOST_DATABASE=database)
-    command(*alembic, "check", HOST_DATABASE=database)
+    os.environ["HOST_DATABASE"] = database
+    alembic = Config(ROOT / "examples" / "host" / "alembic.ini", stdout=StringIO())
+    upgrade(alembic, "head")
+    check_nothing_to_do(alembic)
     engine = create_engine(database)
     with Session(engine) as session:
         session.add_all(MenuItem(item_id=item, model_id="luna", feature=item, price=price) for item, price in MENU)
@@ -187,7 +193,7 @@ def demo() -> None:
         prepare(database)
         command("points-platform", "keygen", str(private))
         with (
-            web_process(HOST_DATABASE=database, HOST_QUEUE_KEYS=str(public)) as url,
+            web_process(HOST_QUEUE_KEYS=str(public)) as url,
             httpx2.Client(base_url=url, timeout=SECONDS, event_hooks={"response": [not_failed]}) as web,
             process("python", "-m", "examples.host.worker", HOST_URL=url, HOST_QUEUE_KEY=str(private)),
         ):
@@ -195,7 +201,7 @@ def demo() -> None:
                 an_evening(web, events)
             what_came_of_it(web)
             forged(web)
-            command("python", "-m", "examples.host.sales", HOST_DATABASE=database)
+            command("python", "-m", "examples.host.sales")
             sold = {sales["feature"]: sales["earned"] for sales in web.get("/sales").json()}
             check("what was sold", sold, {"song": 120, "dance": 40})
             print("counted from the log, each settlement once:", sold)
@@ -213,7 +219,7 @@ def main() -> int:
     signal.setitimer(signal.ITIMER_REAL, ALL_SECONDS)
     try:
         demo()
-    except (WrongError, httpx2.HTTPError) as error:
+    except (WrongError, CommandError, httpx2.HTTPError) as error:
         print(f"WRONG: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
