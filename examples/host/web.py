@@ -195,7 +195,8 @@ def application(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
 
     @web.exception_handler(WalletError)
     async def refused(request: Request, error: WalletError) -> JSONResponse:
-        return JSONResponse(error.to_dict(), status_code=error.http_status)
+        later = {"Retry-After": "1"} if error.retryable else None
+        return JSONResponse(error.to_dict(), status_code=error.http_status, headers=later)
 
     @web.exception_handler(NotThereError)
     @web.exception_handler(PriceChangedError)
