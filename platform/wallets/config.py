@@ -1,6 +1,6 @@
 """How a ``WalletService`` works: what its owner can set."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..core.database import Retry
@@ -60,6 +60,10 @@ class WalletConfig:
 
 def _codes(given: object) -> tuple[str, ...]:
     """The codes in their order, each once; a text would be a collection of its letters."""
-    if not isinstance(given, Collection) or isinstance(given, str | bytes | Mapping) or not given:
+    try:
+        codes = list(given) if isinstance(given, list | tuple | set | frozenset) else []
+    except Exception:  # whatever a hostile subclass of these may raise
+        codes = []
+    if not codes:
         raise InvalidRequestError(field="currencies", value=given, expected="a list of codes, or None for any currency")
-    return tuple(sorted({check_code("currencies", each) for each in given}))
+    return tuple(sorted({check_code("currencies", each) for each in codes}))

@@ -111,7 +111,16 @@ def test_the_default_currency_is_one_of_them() -> None:
     assert WalletConfig(currencies=["gems"], default_currency="gems").currencies == ("gems",)
 
 
-@pytest.mark.parametrize("given", ["points", b"points", [], {"points": 1}, 1, ["points", "Gems"], ["points", 1], [[]]])
+class Hostile(list[str]):
+    """A list that cannot be gone through."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "given", ["points", b"points", [], {"points": 1}, 1, ["points", "Gems"], ["points", 1], [[]], Hostile(["points"])]
+)
 def test_what_is_no_list_of_codes_is_refused(given: Any) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         WalletConfig(currencies=given)
