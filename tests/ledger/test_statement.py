@@ -52,7 +52,7 @@ def test_pages_have_each_transaction_once_and_whole_in_the_order_of_the_entries(
     busy: World, owner: str, limit: int, newest: bool
 ) -> None:
     found, after = list[StatementTransaction](), None
-    while True:
+    while len(found) < 100:  # a page that began where it ended would never come to an end
         page = busy.ledger.statement(owner, "points", newest_first=newest, limit=limit, after=after)
         found += page.items
         assert len(page.items) == limit or page.next is None
