@@ -150,8 +150,8 @@ def _remembering(answers: list[Any]) -> Iterator[None]:
     begin = Database._begin
 
     @contextmanager
-    def remembering(database: Database) -> Iterator[Any]:
-        with begin(database) as connection:
+    def remembering(database: Database, **options: Any) -> Iterator[Any]:
+        with begin(database, **options) as connection:
             yield Remembering(connection, answers)
 
     with _begun_by(remembering):
@@ -160,7 +160,7 @@ def _remembering(answers: list[Any]) -> Iterator[None]:
 
 def _with_answers(answers: list[Any], work: Callable[[], object]) -> None:
     @contextmanager
-    def answering(database: Database) -> Iterator[Any]:
+    def answering(database: Database, **options: Any) -> Iterator[Any]:
         yield Answering(database.engine.dialect, answers)
 
     with _begun_by(answering):

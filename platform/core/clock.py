@@ -21,6 +21,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TOLERANCE = timedelta(seconds=5)
 FOREVER = "Infinity"
 RENEWED_S = 60.0
+# What is so many microseconds ahead is no late statement, but a server whose clock was set.
+SET = TOLERANCE.total_seconds() * 1e6 / 2
 
 
 def microseconds(time: str) -> str:
@@ -48,8 +50,12 @@ class Clock(Protocol):
         """The time; ``None`` while nobody has told it."""
         ...
 
-    def told(self, server: datetime, asked_at: float) -> datetime:
-        """Take notice of the server's time, asked for at ``asked_at`` of ``steady``; returns that of this clock."""
+    def told(self, server: int, asked_at: float) -> None:
+        """Take notice of the server's time in microseconds, which was asked for at ``asked_at`` of ``steady``."""
+        ...
+
+    def dated(self, server: int) -> datetime:
+        """The time by this clock when the server's was that."""
         ...
 
 
@@ -69,20 +75,24 @@ class ServersClock:
     tolerance = str(TOLERANCE.total_seconds())
 
     def __init__(self) -> None:
-        self._began: datetime | None = None
+        # The server's time when the steady clock was 0, in microseconds.
+        self._began: float | None = None
         self._told_at = 0.0
 
     def now(self) -> datetime | None:
         """The server's time, as far as it is known."""
         began = self._began
-        return None if began is None else began + timedelta(seconds=steady())
+        return None if began is None else EPOCH + timedelta(microseconds=began + steady() * 1e6)
 
-    def told(self, server: datetime, asked_at: float) -> datetime:
-        """Go on from there, if it is better than what is known; the server's time itself."""
-        told, known = server - timedelta(seconds=asked_at), self._began
-        if known is None or told < known or told > known + TOLERANCE / 2 or asked_at > self._told_at + RENEWED_S:
+    def told(self, server: int, asked_at: float) -> None:
+        """Go on from there, if it is better than what is known."""
+        told, known = server - asked_at * 1e6, self._began
+        if known is None or told < known or told > known + SET or asked_at > self._told_at + RENEWED_S:
             self._began, self._told_at = told, asked_at
-        return server
+
+    def dated(self, server: int) -> datetime:
+        """The server's time itself."""
+        return at(server)
 
 
 class SqlitesClock:
@@ -95,7 +105,10 @@ class SqlitesClock:
         (text,) = _sqlite.execute("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')").fetchone()
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
-    def told(self, server: datetime, asked_at: float) -> datetime:
+    def told(self, server: int, asked_at: float) -> None:
+        """Nobody is asked."""
+
+    def dated(self, server: int) -> datetime:
         """The time of the machine."""
         return self.now()
 
@@ -116,6 +129,9 @@ class GivenClock:
         at: datetime = check_time("clock", self._clock())
         return at
 
-    def told(self, server: datetime, asked_at: float) -> datetime:
+    def told(self, server: int, asked_at: float) -> None:
+        """Whatever the server says."""
+
+    def dated(self, server: int) -> datetime:
         """The time by the caller's clock."""
         return self.now()

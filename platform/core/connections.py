@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 
 from ..migrations import TableInTheWayError, check_untranslated, upgrade
 from .clock import Clock, GivenClock, ServersClock, SqlitesClock, microseconds, steady
-from .clock import at as time_at
 from .engines import (
     AUTOCOMMIT,
     READ_ONLY,
@@ -111,7 +110,9 @@ class Connections:
     def _measured(self, connection: Connection) -> datetime:
         """The time, asked for now."""
         asked_at = steady()
-        return self._clock.told(time_at(connection.execute(TIME).scalar_one()), asked_at)
+        server: int = connection.execute(TIME).scalar_one()
+        self._clock.told(server, asked_at)
+        return self._clock.dated(server)
 
     def _dispose(self) -> None:
         # A child that closed what it has inherited would end the sessions of its parent.

@@ -14,7 +14,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from .clock import TOLERANCE as TOLERATED
-from .clock import at as time_at
 from .clock import steady
 from .connections import NOW, SQLITE_WAITS, Connections
 from .errors import ClockSkewError, InvalidRequestError, WalletError
@@ -190,7 +189,7 @@ class Database(Connections):
         row = statement.execute(pooled, parameters, level)
         if row is None:
             return None
-        self._clock.told(time_at(str(row[-1])), asked_at)
+        self._clock.told(int(row[-1]), asked_at)
         return row[:-1]
 
     def _known_when_sent(self) -> dict[str, Any]:
@@ -227,7 +226,9 @@ class Database(Connections):
         asked_at = steady()
         found = connection.execute(SET_LOCALLY, self._settings).first()
         self._home.confirm(found)
-        return self._clock.told(time_at(found[0] if found else 0), asked_at)
+        server = int(found[0]) if found else 0
+        self._clock.told(server, asked_at)
+        return self._clock.dated(server)
 
     @contextmanager
     def _settings_lent(self, connection: Connection) -> Iterator[datetime]:

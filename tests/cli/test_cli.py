@@ -180,7 +180,7 @@ def test_the_demo_leaves_a_database_alone_in_which_anything_stands(
 
 def test_make_demo_names_a_database_only_where_it_is_told_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "sqlite:////nowhere/at-all.db")
-    dry = ["make", "--dry-run", "--old-file=.venv/locked", "demo"]
+    dry = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/locked", "demo"]
     root = Path(__file__).resolve().parents[2]
     alone = subprocess.run(dry, cwd=root, capture_output=True, text=True, check=True).stdout
     told = subprocess.run([*dry, "DATABASE=sqlite:///x.db"], cwd=root, capture_output=True, text=True, check=True)

@@ -106,7 +106,7 @@ def single(postgresql_url: str) -> Iterator[World]:
 @pytest.mark.parametrize("wrong", [*WRONG, TOLERANCE + timedelta(seconds=2)], ids=str)
 def test_without_retries_a_wrong_clock_is_said_and_set_right(single: World, wrong: timedelta) -> None:
     clock: Any = single.database._clock
-    clock._began += wrong
+    clock._began += wrong.total_seconds() * 1e6
     before = single.snapshot()
     with pytest.raises(ClockSkewError) as error:
         single.hold()
@@ -117,13 +117,13 @@ def test_without_retries_a_wrong_clock_is_said_and_set_right(single: World, wron
 
 def test_within_the_tolerance_nothing_is_tried_twice(single: World) -> None:
     clock: Any = single.database._clock
-    clock._began += TOLERANCE - timedelta(seconds=2)
+    clock._began += 3e6
     single.hold()
 
 
 def test_a_refusal_is_told_as_one_although_the_clock_was_wrong(single: World) -> None:
     clock: Any = single.database._clock
-    clock._began += timedelta(days=1)
+    clock._began += 86_400e6
     with pytest.raises(InsufficientBalanceError):
         single.hold(amount=101)
 
@@ -133,7 +133,7 @@ def test_with_retries_nobody_hears_of_it_and_it_is_right_from_then_on(postgresql
         world = World(database)
         world.credit()
         clock: Any = database._clock
-        clock._began += timedelta(days=400)
+        clock._began += 400 * 86_400e6
         dated(world, world.hold)
         with statements(database.engine) as sent:
             dated_at = world.hold().timestamp
@@ -142,19 +142,19 @@ def test_with_retries_nobody_hears_of_it_and_it_is_right_from_then_on(postgresql
 
 
 def test_the_least_of_what_is_told_counts_for_a_minute() -> None:
-    clock, noon = ServersClock(), datetime(2026, 1, 1, 12, tzinfo=UTC)
+    clock, second = ServersClock(), 1_000_000
+    noon = int(datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()) * second
     assert clock.now() is None
-    assert clock.told(noon, 100.0) == noon
-    began = noon - timedelta(seconds=100)
-    assert clock._began == began
-    clock.told(noon + timedelta(seconds=1), 100.5)  # it was half a second on its way
-    assert clock._began == began
-    clock.told(noon, 100.1)
-    assert clock._began == began - timedelta(seconds=0.1)
-    clock.told(noon + timedelta(seconds=61.4), 100.1 + RENEWED_S + 1)
-    assert clock._began == noon + timedelta(seconds=61.4) - timedelta(seconds=100.1 + RENEWED_S + 1)
-    clock.told(noon + timedelta(days=1), 170.0)  # it was set
-    assert clock._began == noon + timedelta(days=1) - timedelta(seconds=170)
+    for told, asked_at, began in (
+        (noon, 100.0, noon - 100 * second),
+        (noon + second, 100.5, noon - 100 * second),  # it was half a second on its way
+        (noon, 100.125, noon - 100.125 * second),
+        (noon + 62 * second, 100.125 + RENEWED_S + 1, noon + 62 * second - (101.125 + RENEWED_S) * second),
+        (noon + 86_400 * second, 170.0, noon + 86_400 * second - 170 * second),  # it was set
+    ):
+        clock.told(told, asked_at)
+        assert clock._began == began
+    assert clock.dated(noon) == datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def test_the_servers_time_is_read_whatever_its_date_style(postgresql_url: str) -> None:
