@@ -237,7 +237,8 @@ def _line(entry: Line, transaction: Line) -> Line:
     names = ("account_id", "bucket", "amount", "balance_before", "balance_after", "wallet_version")
     of_transaction = ("transaction_id", "operation", "reason", "currency", "request_id", "idempotency_key")
     line = {name: entry[name] for name in names} | {"posted_at": _moment(entry["posted_at"])}
-    return line | {name: transaction[name] for name in (*of_transaction, "escrow_id", "queue_item_id")}
+    of_transaction += ("escrow_id", "queue_item_id", "feature_type", "model_id")
+    return line | {name: transaction[name] for name in of_transaction} | {"metadata_json": transaction["metadata"]}
 
 
 def _item(row: Line) -> Line:
