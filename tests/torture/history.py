@@ -235,9 +235,11 @@ def _rows(connection: Connection, table: str) -> Iterator[Line]:
 def _line(entry: Line, transaction: Line) -> Line:
     """An entry as a statement must have it."""
     names = ("account_id", "bucket", "amount", "balance_before", "balance_after", "wallet_version")
-    of_transaction = ("transaction_id", "operation", "reason", "currency", "request_id", "idempotency_key")
+    of_transaction = (
+        *("transaction_id", "operation", "reason", "currency", "request_id", "idempotency_key"),
+        *("escrow_id", "queue_item_id", "feature_type", "model_id"),
+    )
     line = {name: entry[name] for name in names} | {"posted_at": _moment(entry["posted_at"])}
-    of_transaction += ("escrow_id", "queue_item_id", "feature_type", "model_id")
     return line | {name: transaction[name] for name in of_transaction} | {"metadata_json": transaction["metadata"]}
 
 
