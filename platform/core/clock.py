@@ -7,6 +7,7 @@ the process, and is asked each time.
 """
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -35,7 +36,14 @@ def at(microseconds: str | int) -> datetime:
     return EPOCH + timedelta(microseconds=int(microseconds))
 
 
-_sqlite = sqlite3.connect(":memory:", check_same_thread=False)
+class _OfThread(threading.local):
+    """A database of each thread's own: no other thread can be in the middle of it when the process forks."""
+
+    def __init__(self) -> None:
+        self.sqlite = sqlite3.connect(":memory:")
+
+
+_own = _OfThread()
 
 
 class Clock(Protocol):
@@ -102,7 +110,7 @@ class SqlitesClock:
 
     def now(self) -> datetime:
         """The time of the machine."""
-        (text,) = _sqlite.execute("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')").fetchone()
+        (text,) = _own.sqlite.execute("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')").fetchone()
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
     def told(self, server: int, asked_at: float) -> None:

@@ -97,7 +97,7 @@ class LedgerService(LedgerLog):
         ``bucket`` narrows it to one account, the other filters to transactions that have these values,
         ``since`` (inclusive) and ``until`` (exclusive) to the time of posting, in any UTC offset. Pages of users and
         models stay right while entries arrive, since a wallet's entries are never posted into its past; the
-        platform has no wallet, and its entries have the times of the clients' clocks. Raises ``InvalidRequestError``,
+        platform has no wallet, and its entries have the times of their transactions. Raises ``InvalidRequestError``,
         ``StorageUnavailableError``.
         """
         values = {"operation": operation, "reason": reason, "escrow_id": escrow_id}

@@ -65,7 +65,8 @@ class WalletService:
     ``AuthorizationVerifier`` where this side holds only public keys. Threads share one service.
 
     Every method takes the caller's SQLAlchemy ``session``: it then joins that transaction, sees what that has done
-    so far, commits nothing and retries nothing; the event goes out after the caller's commit.
+    so far, commits nothing and retries nothing; the event goes out after the caller's commit. Without a session and
+    where ``max_retry_attempts`` is 0, an operation may also raise ``ClockSkewError``, after ``OptimisticLockError``.
     Raises ``InvalidRequestError`` for the first of its parts that is something else.
     """
 

@@ -1,6 +1,7 @@
 """What is recorded is dated by the database, whatever the process believes."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from points_platform.core import ClockSkewError, Database, InsufficientBalanceError, InvalidRequestError
-from points_platform.core.clock import RENEWED_S, TOLERANCE, ServersClock, SqlitesClock, microseconds
+from points_platform.core.clock import RENEWED_S, TOLERANCE, ServersClock, SqlitesClock, _own, microseconds
 from points_platform.core.connections import TIME
 from points_platform.ledger import LedgerService
 from points_platform.wallets import WalletConfig
@@ -90,6 +91,13 @@ def test_a_balance_says_when_by_the_database(platform: World) -> None:
         as_of = platform.wallets.get_user_balance("ana").as_of, platform.wallets.get_model_balance("luna").as_of
         after = by_the_database(platform)
     assert all(before - NEARLY <= each.astimezone(UTC) <= after + NEARLY for each in as_of)
+
+
+def test_a_thread_asks_a_sqlite_that_no_other_is_in() -> None:
+    """Else a fork could leave the child with one that waits for a thread which is not there."""
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(lambda: _own.sqlite).result() is not _own.sqlite
+        assert threads.submit(SqlitesClock().now).result() <= SqlitesClock().now()
 
 
 # ── the estimate, and its guard ──
